@@ -1,0 +1,93 @@
+"""Entry points' shared manners: a user's mistake gets one sentence on stderr and exit status 2."""
+
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from nin_jax.config import did_you_mean, flatten
+from nin_jax.errors import UserError
+
+MISTAKE = 2
+CONFIGS = pathlib.Path('experiments/configs')
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Parses flags, runs `main` and exits with what it returns."""
+
+    def guarded(argv: list[str]) -> int | None:
+        logging.set_verbosity(logging.ERROR)  # Orbax tells every file it touches
+        try:
+            return main(argv)
+        except UserError as e:
+            return complain(str(e))
+        except KeyboardInterrupt:
+            return complain('stopped', status=130)
+        except BrokenPipeError:  # the reader of our output went away: head, less, ...
+            sys.stdout = None
+            return 141
+        except OSError as e:  # a full disk, a folder that cannot be written, ...
+            if e.errno is None:
+                raise
+            where = f" '{e.filename}'" if e.filename else ''
+            return complain(
+                f'{e.strerror}{where}: check the path, its permissions and the space '
+                'left on its disk'
+            )
+
+    app.run(guarded, flags_parser=parse)
+
+
+def complain(message: str, status: int = MISTAKE) -> int:
+    """Prints the sentence and hands back the exit status."""
+    print(f'error: {message}', file=sys.stderr)
+    return status
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses flags; exits with one sentence on a mistake."""
+    try:
+        if 'config' in flags.FLAGS:
+            check_config_keys(argv)
+        return flags.FLAGS(argv)
+    except (UserError, flags.Error) as e:
+        sys.exit(complain(' '.join(str(e).split())))
+
+
+def check_config_keys(argv: list[str]) -> None:
+    """Raises UserError if --config names no page, or an override no key of it.
+
+    The page is loaded by itself for this: flags of its keys come into being as it is parsed, and
+    an unknown one would be an AttributeError without the key's path.
+    """
+    page = [
+        a
+        for pair in zip(argv, [*argv[1:], ''], strict=True)
+        for a in pair
+        if re.match(r'--?config(=|$)', pair[0])
+    ]
+    overrides = [m[1] for a in argv if (m := re.match(r'--?(?:no)?config\.([^=]+)', a))]
+    if not page:
+        if overrides:
+            raise UserError(f'--config.{overrides[0]} needs a page to change: add --config=PAGE')
+        return
+    page = page[0].split('=', 1)[1] if '=' in page[0] else page[1]
+    path = pathlib.Path(page.split(':')[0])
+    if not path.is_file():
+        there = [str(p) for p in sorted(CONFIGS.glob('[!_]*.py'))]
+        raise UserError(f"no config page '{path}'{did_you_mean(str(path), there)}")
+    alone = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file('config', flag_values=alone, sys_argv=[])
+    try:
+        alone([argv[0], f'--config={page}'])
+        known = flatten(holder.value)
+    except UserError:
+        raise
+    except Exception as e:  # whatever a broken page may raise; its last line says what
+        raise UserError(f"config page '{path}' does not load: {str(e).splitlines()[-1]}") from e
+    for key in overrides:
+        if key not in known:
+            raise UserError(f"unknown key '{key}'" + did_you_mean(key, known))

@@ -1,0 +1,172 @@
+"""Checkpoints: Orbax writes them; a digest of our own tells whether the same comes back.
+
+Orbax restores an array with a flipped byte without a word, and takes an empty folder for the latest
+step; so every checkpoint carries a SHA-256 of its arrays, and restoring walks from the newest to
+the oldest until one is whole.
+"""
+
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from nin_jax.errors import CheckpointError
+from nin_jax.step import TrainState
+
+
+def digest(tree) -> str:
+    """SHA-256 over the paths, dtypes, shapes and bytes of a tree of arrays."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        sha.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n'.encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep` and the one with the lowest test error.
+
+    Args:
+      folder: made if it does not exist.
+      keep: how many of the newest to keep.
+      warn: told, in one sentence, of every damaged checkpoint passed over.
+      read_only: for evaluation; nothing on the disk is touched.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, keep: int, warn: Callable[[str], None], read_only: bool = False
+    ):
+        if read_only and not folder.is_dir():
+            raise CheckpointError(
+                f"no checkpoints in '{folder}': train a run there first, or name another --workdir"
+            )
+        logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # its traces on damaged files
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: metrics['error'],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        latest = checkpoint_managers.LatestN(keep)
+        self._folder, self._warn, self._read_only = folder.absolute(), warn, read_only
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
+                best_fn=lambda metrics: metrics['error'],
+                best_mode='min',
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._manager.close()
+
+    def save(self, step: int, state: TrainState, meta: dict, error: float | None) -> None:
+        """Starts writing in the background; a step that is there already stays as it is.
+
+        Args:
+          step: the state's.
+          meta: JSON to keep beside the arrays.
+          error: top-1 error at this step, to choose the best by; None if not evaluated.
+        """
+        if step in self._manager.all_steps():
+            return
+        # A copy of our own: the next step is given the state's buffers to write into.
+        host_state = jax.tree.map(lambda x: np.array(x, copy=True), state)
+        self._manager.save(
+            step,
+            metrics=None if error is None else {'error': error},
+            force=True,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(host_state),
+                meta=ocp.args.JsonSave(meta | {'digest': digest(host_state)}),
+            ),
+        )
+
+    def restore(
+        self, template: TrainState, step: int | None = None
+    ) -> tuple[TrainState, dict] | None:
+        """The newest whole checkpoint at or before `step`, as (state, meta); None if there is none.
+
+        Args:
+          template: shapes, dtypes and shardings of the state, as from `jax.eval_shape`.
+          step: an exact step to restore; None for the newest.
+
+        Raises:
+          CheckpointError: if there are checkpoints and none can be read, or `step` is not there.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if step is not None and step not in steps:
+            raise CheckpointError(
+                f'no checkpoint at step {step}: there are '
+                + (', '.join(map(str, reversed(steps))) or 'none')
+            )
+        for candidate in steps if step is None else [step]:
+            try:
+                return self._restore(candidate, template)
+            except Exception as e:  # Orbax raises nearly anything on a damaged file
+                reason = str(e).strip().splitlines()[0][:150] if str(e).strip() else repr(e)
+                self._warn(f'checkpoint {candidate} is damaged ({reason}); trying the one before')
+                self._set_aside(candidate)
+        if steps:
+            raise CheckpointError(
+                f"no checkpoint in '{self._folder}' can be read: restore the folder from a copy, "
+                'or delete it to train from the start'
+            )
+        return None
+
+    def _restore(self, step: int, template: TrainState) -> tuple[TrainState, dict]:
+        meta = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        ).meta
+        state = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
+        ).state
+        if digest(state) != meta['digest']:
+            raise ValueError('its arrays do not match their SHA-256')
+        return state, meta
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
+        if self._read_only:
+            return
+        aside = self._folder.parent / 'damaged'
+        aside.mkdir(exist_ok=True)
+        target = aside / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(self._folder / str(step), target)
+        self._manager.reload()
+
+    def clear(self) -> None:
+        """Deletes every checkpoint, for a run that starts over."""
+        self._manager.wait_until_finished()
+        for step in self._manager.all_steps():
+            self._manager.delete(step)
+
+    def wait(self) -> None:
+        """Blocks until everything is on the disk; raises what the writing raised."""
+        self._manager.wait_until_finished()
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """Raises CheckpointError, in one sentence, if the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"'{path}' is missing: is this the --workdir of a run?") from None
+    except ValueError as e:
+        raise CheckpointError(f"'{path}' is damaged ({e}): restore it from a copy") from None

@@ -1,0 +1,213 @@
+"""What a user asks for: train, evaluate, and a dry run that compiles and stops."""
+
+import os
+import pathlib
+import sys
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from nin_jax import datasets, loop, preprocess, workdir
+from nin_jax.checkpoint import Checkpoints, read_json
+from nin_jax.config import flatten, validate
+from nin_jax.describe import format_table, layer_table
+from nin_jax.errors import CheckpointError
+from nin_jax.interrupt import RESUME_ME
+from nin_jax.model import count_parameters
+from nin_jax.records import Records, Stopwatch, duration, write_json
+from nin_jax.run import Run, assemble, model_blocks
+from nin_jax.step import TrainState
+
+EXIT_STATUS = {'done': 0, 'preempted': RESUME_ME, 'diverged': 1}
+
+
+def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
+    """Trains, or goes on with, the run in `folder`; returns the process's exit status."""
+    validate(config)
+    use_compilation_cache()
+    with workdir.locked(folder):
+        workdir.settle_config(folder, config)
+        summary_path = folder / 'summary.json'
+        if summary_path.exists() and (summary := read_json(summary_path))['status'] == 'done':
+            print(f"'{folder}' is done already: {sentence(summary)}")
+            return 0
+        clock = Stopwatch()
+        with clock('data'):
+            run = assemble(config, settled_preprocess(folder))
+            if not (folder / PREPROCESS).exists():
+                preprocess.save(folder / PREPROCESS, run.preprocess)
+        outcome, lines = resume_and_train(run, folder, clock)
+        summary = summarise(run, outcome, lines, clock) | {'command': command}
+        write_json(summary_path, summary)
+        print(f"{sentence(summary)}  ->  '{folder}'")
+        return EXIT_STATUS[outcome.status]
+
+
+PREPROCESS = 'preprocess.npz'
+
+
+def settled_preprocess(folder: pathlib.Path) -> preprocess.Preprocess | None:
+    """The run's own, once it has been fitted."""
+    path = folder / PREPROCESS
+    return preprocess.load(path) if path.exists() else None
+
+
+def resume_and_train(
+    run: Run, folder: pathlib.Path, clock: Stopwatch
+) -> tuple[loop.Outcome, list[dict]]:
+    """Goes on from the newest whole checkpoint; returns the outcome and the lines of metrics."""
+    environment = workdir.environment()
+    meta = {
+        'config': workdir.jsonable(flatten(run.config)),
+        'environment': environment,
+        'preprocess': preprocess.digest(run.preprocess),
+    }
+    with Checkpoints(folder / 'checkpoints', run.config.checkpoint.keep, warn) as checkpoints:
+        restored = restore(checkpoints, run)
+        state = run.init_state(0) if restored is None else restored[0]
+        if restored is not None:
+            for part, seconds in restored[1].get('seconds', {}).items():
+                clock.seconds[part] = clock.seconds.get(part, 0.0) + seconds
+        device = environment['device']
+        print(
+            f'{count_parameters(state.params):,} parameters, {len(run.train.labels):,} training '
+            f'images, {run.setup.mesh.size} x {device["kind"]}'
+            + (f', resuming at step {int(state.step):,}' if restored else '')
+        )
+        with Records(
+            folder,
+            run.plan.total_steps,
+            run.setup.batch_size,
+            run.plan.steps_per_epoch,
+            first=(int(state.attempt), int(state.step)),
+            clock=clock,
+        ) as records:
+            outcome = loop.train(run, state, records, checkpoints, clock, meta)
+            return outcome, records.lines
+
+
+def restore(
+    checkpoints: Checkpoints, run: Run, step: int | None = None
+) -> tuple[TrainState, dict] | None:
+    """The newest whole checkpoint, or that at `step`; raises if it is of other preprocessing."""
+    replicated = NamedSharding(run.setup.mesh, PartitionSpec())
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        jax.eval_shape(run.init_state, 0),
+    )
+    restored = checkpoints.restore(template, step)
+    if restored and restored[1]['preprocess'] != preprocess.digest(run.preprocess):
+        raise CheckpointError(
+            f'{PREPROCESS} is not the one this checkpoint was trained with: '
+            'restore the run from a copy'
+        )
+    return restored
+
+
+def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
+    """Scores a run's newest checkpoint, or that at `step`, on the config's `data.eval` splits."""
+    validate(config)
+    use_compilation_cache()
+    fitted = settled_preprocess(folder)
+    if fitted is None:
+        raise CheckpointError(f"'{folder}' holds no {PREPROCESS}: is this the --workdir of a run?")
+    run = assemble(config, fitted)
+    with Checkpoints(
+        folder / 'checkpoints', run.config.checkpoint.keep, warn, read_only=True
+    ) as checkpoints:
+        restored = restore(checkpoints, run, step)
+    if restored is None:
+        raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
+    state, _ = restored
+    _, eval_program = loop.programs(run, state, Stopwatch())
+    scores = jax.device_get(eval_program()(state.params, run.eval, run.preprocess))
+    errors, n = int(scores['errors']), len(run.eval.labels)
+    print(
+        f'step {int(state.step):,}: {errors:,} of {n:,} wrong on {config.data.name} '
+        f'{config.data.eval}, top-1 error {errors / n:.2%}, loss {float(scores["loss"]):.4f}'
+    )
+    return 0
+
+
+def dry_run(config: ConfigDict) -> int:
+    """Compiles what a run would execute, says what it takes, and stops."""
+    validate(config)
+    use_compilation_cache()
+    clock = Stopwatch()
+    run = assemble(config)
+    train_program, eval_program = loop.programs(run, run.init_state(0), clock)
+    for name, program in (
+        ('training', train_program(run.plan.steps_per_call)),
+        ('evaluation', eval_program()),
+    ):
+        memory = program.memory_analysis()
+        print(
+            f'{name:10}  {memory.argument_size_in_bytes / 2**20:8,.1f} MiB of arguments  '
+            f'{memory.temp_size_in_bytes / 2**20:8,.1f} MiB of temporaries'
+        )
+    print(
+        f'compiled in {clock.seconds["compile"]:.1f} s; a run makes {run.plan.total_steps:,} steps '
+        f'of {run.setup.batch_size} images in calls of {run.plan.steps_per_call}, drops the '
+        f'learning rate at {", ".join(map(str, run.plan.drops)) or "no step"}'
+    )
+    return 0
+
+
+def describe(config: ConfigDict) -> int:
+    """Prints the network's layers, with what they cost."""
+    validate(config)
+    dataset = datasets.lookup(config.data.name)
+    print(format_table(layer_table(model_blocks(config, dataset.num_classes), dataset.image_shape)))
+    return 0
+
+
+def summarise(run: Run, outcome: loop.Outcome, lines: list[dict], clock: Stopwatch) -> dict:
+    """The content of summary.json."""
+    attempt = outcome.attempt
+    evals = [line for line in lines if line['kind'] == 'eval' and line['attempt'] == attempt]
+    best = min(evals, key=lambda line: line['error'], default=None)
+    return {
+        'status': outcome.status,
+        'reason': outcome.reason,
+        'final_error': evals[-1]['error'] if outcome.status == 'done' else None,
+        'best_error': best and best['error'],
+        'best_step': best and best['step'],
+        'step': outcome.step,
+        'epoch': outcome.step / run.plan.steps_per_epoch,
+        'seed': run.config.seed,
+        'attempt': attempt,
+        'parameters': count_parameters(jax.eval_shape(run.init_state, 0).params),
+        'eval_images': len(run.eval.labels),
+        'seconds': {part: round(s, 2) for part, s in clock.seconds.items()},
+        'config': workdir.jsonable(flatten(run.config)),
+        **workdir.environment(),
+    }
+
+
+def sentence(summary: dict) -> str:
+    """A summary in one line."""
+    spent = ', '.join(f'{part} {duration(s)}' for part, s in summary['seconds'].items())
+    if summary['status'] == 'done':
+        return (
+            f'top-1 error {summary["final_error"]:.2%} (best {summary["best_error"]:.2%}) '
+            f'after {summary["epoch"]:.4g} epochs ({spent})'
+        )
+    why = {'preempted': 'saved; run the same command again to go on'}
+    return f'{summary["status"]} at step {summary["step"]:,}: ' + why.get(
+        summary['status'], summary['reason']
+    )
+
+
+def warn(text: str) -> None:
+    """A warning on stderr."""
+    print(f'warning: {text}', file=sys.stderr, flush=True)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
+    folder = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
+        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'nin_jax', 'xla'
+    )
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)

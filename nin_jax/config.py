@@ -1,0 +1,261 @@
+"""Every config key with its default, the checks on their values, and the numbers derived from them.
+
+A config page (experiments/configs/) starts from `default_config()` and changes what its dataset
+needs. Nothing is computed inside a page: `make_plan` derives steps from durations after all
+overrides, so that `--config.train.batch_size=256` moves everything that hangs on it.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable
+
+from ml_collections import ConfigDict
+
+from nin_jax.errors import ConfigError
+
+CHOICES = {
+    'dtype': ('float32', 'bfloat16'),
+    'optim.schedule': ('drops', 'plateau'),
+    'model.dropout_mode': ('inverted', 'convnet'),
+    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn'),
+}
+POOLS = ('max', 'avg', 'none')
+
+
+def block(
+    features: tuple[int, ...],
+    kernel: int,
+    pool: str = 'none',
+    dropout: float = 0.0,
+    init_std: tuple[float, ...] = (0.05, 0.05, 0.05),
+) -> ConfigDict:
+    """One row of a layer table; the fields are those of `nin_jax.model.Block`."""
+    return ConfigDict(
+        dict(features=features, kernel=kernel, pool=pool, dropout=dropout, init_std=init_std)
+    )
+
+
+def default_config() -> ConfigDict:
+    """The paper's CIFAR-10 run without augmentation; a page changes what differs."""
+    config = ConfigDict()
+    config.seed = 0  # decides initial weights, batch order, augmentation and dropout
+    config.devices = 0  # how many of the machine's devices to use; 0 for all
+    config.dtype = 'float32'  # of activations; 'bfloat16' keeps float32 master weights
+
+    config.data = ConfigDict()
+    config.data.name = 'cifar10'  # an entry of nin_jax/datasets.py
+    config.data.train = 'train+valid'  # splits to train on
+    config.data.eval = 'test'  # splits to report top-1 error on
+    config.data.dir = ''  # where `prepare` put the data; '' for TFDS's own default
+    config.data.limit = 0  # keep only the first so many examples of either; 0 for all
+
+    config.preprocess = ConfigDict()
+    config.preprocess.recipe = 'gcn_zca'  # 'scale' (/255), 'gcn_zca' or 'gcn_lcn'
+    config.preprocess.gcn_scale = 55.0  # L2 norm of an image after contrast normalisation
+    config.preprocess.zca_bias = 0.1  # added to the covariance's eigenvalues
+
+    config.augment = ConfigDict()
+    config.augment.crop_pad = 0  # zero-pad by so many pixels, then crop at random
+    config.augment.flip = False  # mirror half of the images
+
+    config.model = ConfigDict()
+    config.model.dropout_mode = 'inverted'  # or 'convnet', see nin_jax.model.NIN
+    config.model.class_bias = 0.0  # initial bias of the class maps; above 0, none starts out dead
+    config.model.blocks = ConfigDict(
+        dict(
+            mlpconv1=block((192, 160, 96), kernel=5, pool='max', dropout=0.5),
+            mlpconv2=block((192, 192, 192), kernel=5, pool='max', dropout=0.5),
+            mlpconv3=block((192, 192, 10), kernel=3),
+        )
+    )
+
+    config.optim = ConfigDict()
+    config.optim.lr = 0.1
+    config.optim.momentum = 0.9
+    config.optim.weight_decay = 1e-4  # L2 added to the gradient of weights, never of biases
+    config.optim.bias_lr = 2.0  # times lr
+    config.optim.last_layer_lr = 0.1  # times lr, for weights and biases of the last layer
+    config.optim.schedule = 'drops'  # at `drops`, or on a 'plateau' of training error
+    config.optim.drops = '200ep 230ep'  # when; 'plateau' takes only their number
+    config.optim.drop_factor = 0.1
+    config.optim.plateau_patience = 10  # epochs without a better training error
+
+    config.train = ConfigDict()
+    config.train.duration = '260ep'  # durations: '3ep' (epochs), '500steps' or '10%'
+    config.train.batch_size = 128
+    config.train.steps_per_call = 0  # steps in one dispatch; 0: 10 on a CPU, else an epoch's
+    config.train.dead_steps = 100  # stop once all logits have been 0 for so many steps
+    config.train.restarts = 0  # times a dead or diverged run may start over with new weights
+
+    config.eval = ConfigDict()
+    config.eval.every = '1ep'
+    config.eval.batch_size = 256
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = '5ep'
+    config.checkpoint.keep = 2  # the newest so many, besides the best
+    return config
+
+
+def variants(arg: str | None, *known: str) -> set[str]:
+    """Splits a page's argument, as in `cifar10.py:aug,smoke`; 'smoke' is known to every page.
+
+    Raises:
+      ConfigError: for a variant that the page does not know.
+    """
+    chosen = {v for v in (arg or '').split(',') if v}
+    for name in sorted(chosen - {*known, 'smoke'}):
+        raise ConfigError(f"unknown variant ':{name}'{did_you_mean(name, (*known, 'smoke'), ':')}")
+    return chosen
+
+
+def smoke(config: ConfigDict) -> None:
+    """Shrinks a run to a few steps on a few images: does it work, not how well."""
+    config.data.limit = 512
+    config.train.duration = '4steps'
+    config.train.steps_per_call = 2
+    config.train.batch_size = 32
+    config.eval.every = '2steps'
+    config.checkpoint.every = '2steps'
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = '') -> str:
+    """', did you mean ...?' with the closest known name, or the list of what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f", did you mean '{prefix}{close[0]}'?"
+    return ': choose from ' + ', '.join(prefix + k for k in known)
+
+
+def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
+    """{'optim.lr': 0.1, ...}, in the config's own order."""
+    flat = {}
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            flat |= flatten(value, f'{prefix}{key}.')
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+# ---- checks ---------------------------------------------------------------------------------
+
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    'seed': (lambda v: 0 <= v < 2**31, 'from 0 to 2147483647'),
+    'devices': (lambda v: v >= 0, '0 (all) or more'),
+    'data.limit': (lambda v: v >= 0, '0 (all) or more'),
+    'preprocess.gcn_scale': (lambda v: 0 < v < 1e6, 'above 0'),
+    'preprocess.zca_bias': (lambda v: 0 < v < 1e6, 'above 0'),
+    'augment.crop_pad': (lambda v: 0 <= v <= 64, 'from 0 to 64'),
+    'model.class_bias': (lambda v: 0 <= v < 1e3, '0 or more'),
+    'optim.lr': (lambda v: 0 < v < 1e3, 'above 0'),
+    'optim.momentum': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
+    'optim.weight_decay': (lambda v: 0 <= v < 1e3, '0 or more'),
+    'optim.bias_lr': (lambda v: 0 <= v < 1e3, '0 or more'),
+    'optim.last_layer_lr': (lambda v: 0 <= v < 1e3, '0 or more'),
+    'optim.drop_factor': (lambda v: 0 < v < 1, 'between 0 and 1'),
+    'optim.plateau_patience': (lambda v: v >= 1, '1 or more'),
+    'train.batch_size': (lambda v: 1 <= v <= 2**20, '1 or more'),
+    'train.steps_per_call': (lambda v: v >= 0, '0 (automatic) or more'),
+    'train.dead_steps': (lambda v: v >= 1, '1 or more'),
+    'train.restarts': (lambda v: 0 <= v <= 100, 'from 0 to 100'),
+    'eval.batch_size': (lambda v: 1 <= v <= 2**20, '1 or more'),
+    'checkpoint.keep': (lambda v: v >= 1, '1 or more'),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ConfigError at the first value out of range, naming it and what is allowed."""
+    flat = flatten(config)
+    for key, (allowed, words) in RANGES.items():
+        if not allowed(flat[key]):  # NaN fails every comparison
+            raise ConfigError(f'{key}={flat[key]!r}: must be {words}')
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            raise ConfigError(f'{key}={flat[key]!r}{did_you_mean(str(flat[key]), choices)}')
+    for name, row in config.model.blocks.items():
+        _validate_block(f'model.blocks.{name}', row)
+
+
+def _validate_block(key: str, row: ConfigDict) -> None:
+    if not row.features or not all(isinstance(f, int) and f >= 1 for f in row.features):
+        raise ConfigError(f'{key}.features={row.features!r}: must be whole numbers, 1 or more')
+    if row.kernel < 1 or row.kernel % 2 == 0:
+        raise ConfigError(f'{key}.kernel={row.kernel!r}: must be odd, 1 or more')
+    if row.pool not in POOLS:
+        raise ConfigError(f'{key}.pool={row.pool!r}{did_you_mean(row.pool, POOLS)}')
+    if not 0 <= row.dropout < 1:
+        raise ConfigError(f'{key}.dropout={row.dropout!r}: must be from 0 to below 1')
+    if row.init_std and (
+        len(row.init_std) != len(row.features) or not all(0 < s < 1e3 for s in row.init_std)
+    ):
+        raise ConfigError(
+            f'{key}.init_std={row.init_std!r}: must be one positive number for each '
+            f'of features={row.features!r}, or () for He initialisation'
+        )
+
+
+# ---- derived numbers ------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a config's durations come to, in steps. Everything happens at multiples of a call."""
+
+    total_steps: int
+    steps_per_epoch: float
+    steps_per_call: int
+    eval_every: int
+    checkpoint_every: int
+    drops: tuple[int, ...]
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether `step`, the end of a call, is the first such at or past a multiple of `every`."""
+        return step // every > (step - self.steps_per_call) // every or step == self.total_steps
+
+
+def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
+    """Turns durations into steps for a training split of `num_examples`.
+
+    Raises:
+      ConfigError: for a duration that cannot be read, or a batch larger than the training split.
+    """
+    batch_size = config.train.batch_size
+    if batch_size > num_examples:
+        raise ConfigError(
+            f'train.batch_size={batch_size}: the training split holds only '
+            f'{num_examples} images, choose that or less'
+        )
+    epoch = num_examples / batch_size
+    total = _steps('train.duration', config.train.duration, epoch)
+    if total * batch_size >= 2**31:
+        raise ConfigError(
+            f'train.duration={config.train.duration!r}: {total} steps of '
+            f'{batch_size} images is past 2**31 images, choose less'
+        )
+    drops = tuple(_steps('optim.drops', d, epoch, total) for d in config.optim.drops.split())
+    if list(drops) != sorted(drops):
+        raise ConfigError(f'optim.drops={config.optim.drops!r}: must grow from left to right')
+    # Two epochs' permutations are at hand in one call, so a call is an epoch at most.
+    call = min(config.train.steps_per_call or (10 if on_cpu else int(epoch)), int(epoch), total)
+    return Plan(
+        total,
+        epoch,
+        call,
+        _steps('eval.every', config.eval.every, epoch, total),
+        _steps('checkpoint.every', config.checkpoint.every, epoch, total),
+        drops,
+    )
+
+
+def _steps(key: str, duration: str, epoch: float, total: int = 0) -> int:
+    """'3ep', '500steps' or '10%' (of `total`, where there is one) as whole steps, at least 1."""
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*(ep|epochs?|steps?|%)', duration.strip())
+    if not match or (match[2] == '%' and not total):
+        units = "'3ep' or '500steps'" + (" or '10%'" if total else '')
+        raise ConfigError(f'{key}={duration!r}: write a duration as {units}')
+    unit = {'e': epoch, 's': 1.0, '%': total / 100}[match[2][0]]
+    return max(1, round(float(match[1]) * unit))

@@ -1,0 +1,143 @@
+"""The training loop, and the two ways in which a run goes wrong by itself."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+
+from nin_jax.checkpoint import Checkpoints
+from nin_jax.interrupt import Interrupt
+from nin_jax.records import Records, Stopwatch
+from nin_jax.run import Run
+from nin_jax.step import TrainState, evaluate, train_steps
+
+
+class DivergedError(Exception):
+    """The run cannot recover; the message says how it went wrong, `step` by when."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How training ended: 'done', 'preempted' or 'diverged' (and why), and where."""
+
+    status: str
+    attempt: int
+    step: int
+    reason: str = ''
+
+
+def train(
+    run: Run,
+    state: TrainState,
+    records: Records,
+    checkpoints: Checkpoints,
+    clock: Stopwatch,
+    meta: dict,
+) -> Outcome:
+    """Trains to the end of the plan; a run that dies starts over as often as the config allows."""
+    attempt, restarts = int(state.attempt), run.config.train.restarts
+    with Interrupt() as interrupt:
+        while True:
+            try:
+                return _attempt(run, state, records, checkpoints, clock, meta, interrupt)
+            except DivergedError as e:
+                if attempt >= restarts:
+                    return Outcome('diverged', attempt, e.step, str(e))
+                attempt += 1
+                records.note(f'{e}; starting over with new weights ({attempt} of {restarts})')
+                state = run.init_state(attempt)
+                checkpoints.clear()
+                checkpoints.save(0, state, meta, error=None)
+                records.start_over(attempt)
+
+
+def _attempt(
+    run: Run,
+    state: TrainState,
+    records: Records,
+    checkpoints: Checkpoints,
+    clock: Stopwatch,
+    meta: dict,
+    interrupt: Interrupt,
+) -> Outcome:
+    plan, step, attempt = run.plan, int(state.step), int(state.attempt)
+    train_program, eval_program = programs(run, state, clock)
+    unread: list[tuple[int, dict]] = []
+    while step < plan.total_steps:
+        num_steps = min(plan.steps_per_call - step % plan.steps_per_call, plan.total_steps - step)
+        program = train_program(num_steps)
+        evaluating = plan.is_due(step + num_steps, plan.eval_every)
+        saving = plan.is_due(step + num_steps, plan.checkpoint_every)
+        with clock('train'):
+            state, metrics = program(state, run.train, run.preprocess)
+            step += num_steps
+            unread.append((step, metrics))
+            stopping = interrupt.requested
+            # The device computes the newest call while the one before is read.
+            ready = unread if evaluating or saving or stopping else unread[:-1]
+            unread = unread[len(ready) :]
+            ready = jax.device_get(ready)
+        for call in ready:
+            settle(run, records, *call)
+        error = None
+        if evaluating:
+            program = eval_program()
+            with clock('eval'):
+                scores = jax.device_get(program(state.params, run.eval, run.preprocess))
+            error = int(scores['errors']) / len(run.eval.labels)
+            records.eval(step, float(scores['loss']), error, int(scores['errors']))
+        if saving or stopping:
+            with clock('checkpoint'):
+                checkpoints.save(step, state, meta | {'seconds': clock.seconds}, error)
+        if stopping and step < plan.total_steps:
+            checkpoints.wait()
+            return Outcome('preempted', attempt, step)
+    checkpoints.wait()
+    return Outcome('done', attempt, step)
+
+
+def settle(run: Run, records: Records, step: int, metrics: dict) -> None:
+    """Records a call's metrics, and raises DivergedError if they are hopeless."""
+    loss, error, dead_steps = (metrics[k].item() for k in ('loss', 'error', 'dead_steps'))
+    records.train(step, loss, error)
+    if not math.isfinite(loss):
+        raise DivergedError(f'the loss became {loss} by step {step}: lower optim.lr', step)
+    if dead_steps >= run.config.train.dead_steps:
+        classes = len(run.class_names)
+        raise DivergedError(
+            f'dead network: every output of the last layer has been zero for {dead_steps} steps, '
+            f'so the loss stays at ln({classes}) = {math.log(classes):.6f} and no gradient flows: '
+            'use another seed, or allow train.restarts',
+            step,
+        )
+
+
+def programs(run: Run, state: TrainState, clock: Stopwatch):
+    """Functions that compile, once each: num_steps -> training program; () -> evaluation."""
+
+    @functools.cache
+    def train_program(num_steps: int):
+        with clock('compile'):
+            return train_steps.lower(
+                state_like, run.train, run.preprocess, setup=run.setup, num_steps=num_steps
+            ).compile()
+
+    @functools.cache
+    def eval_program():
+        with clock('compile'):
+            return evaluate.lower(
+                state_like.params, run.eval, run.preprocess, setup=run.setup
+            ).compile()
+
+    state_like = abstract(state)
+    return train_program, eval_program
+
+
+def abstract(tree):
+    """Shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

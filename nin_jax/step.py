@@ -1,0 +1,172 @@
+"""The training step and the evaluation: pure functions, each one jit-compiled program.
+
+Randomness is a pure function of (seed, attempt, step): the batch, its augmentation and dropout.
+Nothing depends on the number of devices, and there is nothing to save but the state.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from nin_jax import augment
+from nin_jax.preprocess import Preprocess
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a run has to remember.
+
+    Attributes:
+      step: int32, updates made.
+      attempt: int32, how often the run started over with new weights.
+      dead_steps: int32, for how many steps in a row every logit has been zero.
+      params: parameter tree, float32.
+      opt_state: the optimiser's.
+    """
+
+    step: jax.Array
+    attempt: jax.Array
+    dead_steps: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A split on the device: images_NHWC, uint8 or already preprocessed float32; labels_N int32."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What is fixed for a run; hashable, so that jit takes it as a static argument."""
+
+    model: nnx.GraphDef
+    optimiser: optax.GradientTransformationExtraArgs
+    mesh: jax.sharding.Mesh
+    seed: int
+    batch_size: int
+    eval_batch_size: int
+    crop_pad: int
+    flip: bool
+
+
+@partial(jax.jit, static_argnames=('setup', 'num_steps'), donate_argnames='state')
+def train_steps(
+    state: TrainState, examples: Examples, preprocess: Preprocess, *, setup: Setup, num_steps: int
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Makes `num_steps` updates in one dispatch.
+
+    Returns:
+      The new state, and metrics over the call: 'loss' (mean cross-entropy, nats), 'error' (mean
+      top-1 error of the training batches, dropout on) and 'dead_steps' (see TrainState).
+    """
+    key = jax.random.fold_in(jax.random.key(setup.seed), state.attempt)
+    order_key, crop_key, dropout_key = jax.random.split(key, 3)
+    order = example_order(order_key, state.step, num_steps, setup.batch_size, len(examples.labels))
+
+    def one_step(state: TrainState, indices_B: jax.Array):
+        x_BHWC, labels_B = take_batch(examples, indices_B, preprocess, setup.mesh)
+        x_BHWC = augment.crop_and_flip(
+            jax.random.fold_in(crop_key, state.step), x_BHWC, pad=setup.crop_pad, flip=setup.flip
+        )
+
+        def loss_fn(params: dict):
+            logits_BK, _ = apply(
+                setup.model, params, x_BHWC, jax.random.fold_in(dropout_key, state.step)
+            )
+            losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
+            return jnp.mean(losses_B), logits_BK
+
+        (loss, logits_BK), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        error = jnp.mean(jnp.argmax(logits_BK, axis=-1) != labels_B)
+        updates, opt_state = setup.optimiser.update(
+            grads, state.opt_state, state.params, value=error
+        )
+        dead_steps = jnp.where(jnp.any(logits_BK != 0), 0, state.dead_steps + 1)
+        state = TrainState(
+            state.step + 1,
+            state.attempt,
+            dead_steps,
+            optax.apply_updates(state.params, updates),
+            opt_state,
+        )
+        return state, (loss, error)
+
+    state, (losses, errors) = jax.lax.scan(one_step, state, order)
+    return state, {
+        'loss': jnp.mean(losses),
+        'error': jnp.mean(errors),
+        'dead_steps': state.dead_steps,
+    }
+
+
+@partial(jax.jit, static_argnames='setup')
+def evaluate(
+    params: dict, examples: Examples, preprocess: Preprocess, *, setup: Setup
+) -> dict[str, jax.Array]:
+    """Scores every example once: 'loss' (mean, nats) and 'errors' (a count)."""
+    n, batch_size = len(examples.labels), setup.eval_batch_size
+    positions = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
+
+    def one_batch(sums, positions_B: jax.Array):
+        x_BHWC, labels_B = take_batch(
+            examples, jnp.minimum(positions_B, n - 1), preprocess, setup.mesh
+        )
+        logits_BK, _ = apply(setup.model, params, x_BHWC)
+        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
+        real_B = positions_B < n  # the last batch is filled up with copies that do not count
+        wrong_B = real_B & (jnp.argmax(logits_BK, axis=-1) != labels_B)
+        return (sums[0] + jnp.sum(losses_B * real_B), sums[1] + jnp.sum(wrong_B)), None
+
+    (loss, errors), _ = jax.lax.scan(one_batch, (jnp.float32(0), jnp.int32(0)), positions)
+    return {'loss': loss / n, 'errors': errors}
+
+
+def apply(
+    model: nnx.GraphDef, params: dict, x_BHWC: jax.Array, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The model as a pure function: (logits_BK, class maps_BHWK)."""
+    return nnx.merge(model, nnx.State(params))(x_BHWC, dropout_key)
+
+
+def example_order(
+    key: jax.Array, first_step: jax.Array, num_steps: int, batch_size: int, num_examples: int
+) -> jax.Array:
+    """Which examples the next batches hold: int32 (num_steps, batch_size).
+
+    Batches are cut from an endless stream of epochs, each a fresh permutation of all examples; a
+    batch may straddle two. `num_steps * batch_size` must not exceed `num_examples`.
+    """
+    position = first_step * batch_size + jnp.arange(num_steps * batch_size)
+    first_epoch = position[0] // num_examples
+    orders = jnp.stack(
+        [
+            jax.random.permutation(jax.random.fold_in(key, first_epoch + e), num_examples)
+            for e in range(2)
+        ]
+    )
+    order = orders[position // num_examples - first_epoch, position % num_examples]
+    return order.reshape(num_steps, batch_size)
+
+
+def take_batch(
+    examples: Examples, indices_B: jax.Array, preprocess: Preprocess, mesh: jax.sharding.Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """Preprocessed images_BHWC and labels_B, the batch axis split over the mesh."""
+    indices_B = jax.lax.with_sharding_constraint(
+        indices_B, NamedSharding(mesh, PartitionSpec('data'))
+    )
+    x_BHWC = examples.images[indices_B]
+    if x_BHWC.dtype == jnp.uint8:
+        x_BHWC = preprocess(x_BHWC)
+    return x_BHWC, examples.labels[indices_B]

@@ -1,0 +1,81 @@
+"""Lets TFDS builders prepare a dataset with no TensorFlow installed.
+
+TFDS 4 reads without TensorFlow but does not write without it: the builders open files through
+tf.io.gfile, the extractor too, and images become PNGs through tf.image.encode_png. Those few calls
+are replaced here, for as long as a `with` block lasts, and the builders themselves run unchanged.
+The names are TFDS internals, so they are checked first.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+import sys
+import types
+
+import numpy as np
+import PIL.Image
+
+from nin_jax.errors import DataError
+
+_STAND_IN_TF = types.SimpleNamespace(
+    io=types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open)),
+    compat=types.SimpleNamespace(as_text=str),
+)
+
+
+@contextlib.contextmanager
+def tfds_without_tensorflow(builder_class: type):
+    """Within the block, preparing with `builder_class` needs no TensorFlow and hardly any retries.
+
+    Raises:
+      DataError: this version of TFDS lacks one of the names replaced here.
+    """
+    core = 'tensorflow_datasets.core'
+    changes = [
+        (f'{core}.download.extractor', 'tf', _STAND_IN_TF),
+        (f'{core}.download.downloader', 'MAX_RETRIES', 1),
+        (f'{core}.features.image_feature', '_ImageEncoder._encode_image', _encode_png),
+    ]
+    if hasattr(sys.modules[builder_class.__module__], 'tf'):
+        changes.append((builder_class.__module__, 'tf', _STAND_IN_TF))
+    absl_level = logging.getLogger('absl').level
+    logging.getLogger('absl').setLevel(logging.ERROR)  # 'has no dataset_info.json' and the like
+    undo = []
+    try:
+        _find(f'{core}.download.resource', 'get_dl_fname')  # used by nin_jax/prepare.py
+        for module, dotted, value in changes:
+            owner, attribute = _find(module, dotted)
+            undo.append((owner, attribute, getattr(owner, attribute)))
+            setattr(owner, attribute, value)
+        yield
+    finally:
+        for owner, attribute, value in reversed(undo):
+            setattr(owner, attribute, value)
+        logging.getLogger('absl').setLevel(absl_level)
+
+
+def _find(module: str, dotted: str):
+    try:
+        owner = importlib.import_module(module)
+        *path, attribute = dotted.split('.')
+        for name in path:
+            owner = getattr(owner, name)
+        if attribute not in vars(owner):
+            raise AttributeError
+    except (ImportError, AttributeError):
+        version = sys.modules['tensorflow_datasets'].__version__
+        raise DataError(
+            f'tensorflow-datasets {version} has no {module}.{dotted}, which preparing without '
+            'TensorFlow needs: install tensorflow-datasets 4.9.10'
+        ) from None
+    return owner, attribute
+
+
+def _encode_png(encoder, image: np.ndarray) -> bytes:
+    """Stands in for _ImageEncoder._encode_image: uint8 (H, W, C) to PNG bytes."""
+    if image.dtype != np.uint8 or image.shape != tuple(encoder.shape):
+        raise ValueError(f'expected uint8 {encoder.shape}, got {image.dtype} {image.shape}')
+    png = io.BytesIO()
+    PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(png, 'PNG')
+    return png.getvalue()

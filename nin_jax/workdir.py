@@ -1,0 +1,110 @@
+"""A run's folder: one process at a time, one config for good.
+
+config.json       every key of the run's config
+preprocess.npz    fitted preprocessing, so that evaluation never refits
+checkpoints/      Orbax checkpoints, by step
+metrics.jsonl     one line a call and an evaluation
+tensorboard/      the same for TensorBoard
+summary.json      how the run ended
+"""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+
+import jax
+from ml_collections import ConfigDict
+
+from nin_jax.checkpoint import read_json
+from nin_jax.config import flatten
+from nin_jax.errors import CheckpointError, UserError
+from nin_jax.records import write_json
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it; the lock dies with the process."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / '.lock', 'w') as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is running in '{workdir}': wait for it, or name another --workdir"
+            ) from None
+        yield
+
+
+def settle_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes config.json on a run's first start; later, raises unless the config is the same."""
+    path, flat = workdir / 'config.json', jsonable(flatten(config))
+    if not path.exists():
+        write_json(path, flat)
+        return
+    saved = read_json(path)
+    different = [
+        k
+        for k in {**saved, **flat}
+        if saved.get(k) != flat.get(k) and not k.startswith(FREE_TO_CHANGE)
+    ]
+    if different:
+        key = different[0]
+        raise CheckpointError(
+            f"'{workdir}' holds a run with {key}={saved.get(key)!r}, this command says "
+            f'{flat.get(key)!r}'
+            + (f' (and {len(different) - 1} more keys)' if different[1:] else '')
+            + ': repeat its settings to resume it, or name another --workdir'
+        )
+
+
+# Where a run computes and what it keeps do not change what it computes.
+FREE_TO_CHANGE = ('devices', 'data.dir', 'checkpoint.', 'eval.batch_size')
+
+
+def jsonable(flat: dict) -> dict:
+    """Tuples as the lists that JSON makes of them."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+
+
+def environment() -> dict:
+    """Commit, versions and hardware, for the record."""
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    device = jax.devices()[0]
+    return {
+        'commit': commit(),
+        'versions': {
+            'python': platform.python_version(),
+            **{p: metadata.version(p) for p in packages},
+        },
+        'device': {
+            'kind': device.device_kind,
+            'platform': device.platform,
+            'count': len(jax.devices()),
+            'cpus': os.cpu_count(),
+            'machine': platform.machine(),
+        },
+    }
+
+
+def commit() -> str:
+    """The source's git commit, with '+' if files differ from it; '' outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ['git', *words],
+            cwd=pathlib.Path(__file__).parent,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+    except (OSError, subprocess.SubprocessError):
+        return ''

@@ -1,0 +1,71 @@
+"""What several tests need: config pages, a tiny network, and runs in processes of their own."""
+
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from ml_collections import ConfigDict
+
+from nin_jax.config import block, default_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted(p.stem for p in (ROOT / 'experiments' / 'configs').glob('[!_]*.py'))
+
+
+def load_page(name: str, arg: str = '') -> ConfigDict:
+    return importlib.import_module(f'experiments.configs.{name}').get_config(arg)
+
+
+def tiny_config() -> ConfigDict:
+    """A network of a few hundred weights on 256 embedded digits: a step takes milliseconds."""
+    config = default_config()
+    config.data.name = 'mnist_subset'
+    config.data.limit = 256
+    config.preprocess.recipe = 'scale'
+    config.model.blocks = ConfigDict(
+        dict(
+            mlpconv1=block((8, 8, 8), kernel=5, pool='max', dropout=0.1, init_std=()),
+            mlpconv2=block((8, 8, 10), kernel=3, pool='max', init_std=()),
+        )
+    )
+    config.optim.drops = '75%'
+    config.train.duration = '24steps'
+    config.train.batch_size = 32
+    config.train.steps_per_call = 4
+    config.eval.every = '8steps'
+    config.eval.batch_size = 96
+    config.checkpoint.every = '8steps'
+    return config
+
+
+TINY_PAGE = ROOT / 'tests' / 'tiny_page.py'
+
+
+def command(*flags: str, page: pathlib.Path | str = TINY_PAGE) -> list[str]:
+    return [sys.executable, '-m', 'experiments.main', f'--config={page}', *map(str, flags)]
+
+
+def run_main(
+    *flags: str, page: pathlib.Path | str = TINY_PAGE, env: dict | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess:
+    """Runs experiments.main in a process of its own, from the repository's root."""
+    return subprocess.run(
+        command(*flags, page=page),
+        cwd=ROOT,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def metrics(workdir: pathlib.Path, kind: str) -> list[dict]:
+    lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+    return [line for line in lines if line['kind'] == kind]
+
+
+def summary(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / 'summary.json').read_text())

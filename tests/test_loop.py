@@ -1,0 +1,259 @@
+"""Whole runs: resuming after every kind of end, damaged checkpoints, runs that go wrong.
+
+Each run is a process of its own, killed by real signals.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from helpers import ROOT, command, metrics, run_main, summary
+
+from nin_jax.interrupt import RESUME_ME
+
+TIMING = ('images_per_s',)
+
+
+def digests(workdir) -> dict[str, str]:
+    return {
+        p.parent.parent.name: json.loads(p.read_text())['digest']
+        for p in workdir.glob('checkpoints/*/meta/metadata')
+    }
+
+
+def last_digest(workdir) -> str:
+    found = digests(workdir)
+    return found[max(found, key=int)]
+
+
+def lines(workdir) -> list[dict]:
+    text = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return [{k: v for k, v in json.loads(t).items() if k not in TIMING} for t in text]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('undisturbed')
+    result = run_main(f'--workdir={workdir}')
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def assert_same_run(workdir, undisturbed):
+    assert last_digest(workdir) == last_digest(undisturbed)
+    assert lines(workdir) == lines(undisturbed)
+    assert summary(workdir)['status'] == 'done'
+
+
+def test_a_run_leaves_its_records(undisturbed):
+    s = summary(undisturbed)
+    assert s['step'] == 24 and s['epoch'] == 3 and s['seed'] == 0 and s['status'] == 'done'
+    assert s['command'].startswith('python -m experiments.main --config=')
+    assert {'data', 'compile', 'train', 'eval', 'checkpoint'} <= set(s['seconds'])
+    evals = metrics(undisturbed, 'eval')
+    assert [e['step'] for e in evals] == [8, 16, 24]
+    assert s['final_error'] == evals[-1]['error'] == evals[-1]['errors'] / 256
+    assert s['best_error'] == min(e['error'] for e in evals)
+    assert [t['step'] for t in metrics(undisturbed, 'train')] == [4, 8, 12, 16, 20, 24]
+    assert list(undisturbed.glob('tensorboard/events*'))
+
+
+def test_finished_run_is_left_alone(undisturbed):
+    before = (undisturbed / 'summary.json').read_text()
+    result = run_main(f'--workdir={undisturbed}')
+    assert result.returncode == 0 and 'is done already' in result.stdout
+    assert (undisturbed / 'summary.json').read_text() == before
+
+
+def test_evaluation_repeats_the_runs_own_figures(undisturbed):
+    result = run_main(f'--workdir={undisturbed}', '--mode=eval')
+    final = metrics(undisturbed, 'eval')[-1]
+    assert f'step 24: {final["errors"]} of 256 wrong on mnist_subset test' in result.stdout
+    earlier = min(int(s) for s in digests(undisturbed))
+    result = run_main(f'--workdir={undisturbed}', '--mode=eval', f'--step={earlier}')
+    errors = next(e['errors'] for e in metrics(undisturbed, 'eval') if e['step'] == earlier)
+    assert f'step {earlier}: {errors} of 256' in result.stdout
+
+
+def interrupt(workdir, sign, delay):
+    """Starts a run and signals it `delay` seconds after its first line of metrics."""
+    process = subprocess.Popen(
+        command(f'--workdir={workdir}', '--config.train.steps_per_call=1'),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 120
+    while not (path.exists() and path.stat().st_size) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.send_signal(sign)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out + err
+
+
+@pytest.fixture(scope='module')
+def undisturbed_singles(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('undisturbed_singles')
+    assert run_main(f'--workdir={workdir}', '--config.train.steps_per_call=1').returncode == 0
+    return workdir
+
+
+@pytest.mark.parametrize('delay', [0.0, 0.03])
+@pytest.mark.parametrize('sign', [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_interrupted_run_ends_with_the_same_weights(tmp_path, undisturbed_singles, sign, delay):
+    status, output = interrupt(tmp_path, sign, delay)
+    if sign == signal.SIGKILL:
+        assert status in (-signal.SIGKILL, 0)
+    else:
+        assert status in (RESUME_ME, 0), output
+        if status == RESUME_ME:
+            assert 'run the same command again to go on' in output
+            assert summary(tmp_path)['status'] == 'preempted'
+    result = run_main(f'--workdir={tmp_path}', '--config.train.steps_per_call=1')
+    assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path, undisturbed_singles)
+
+
+def copy_with_newest_damaged(undisturbed, workdir, damage):
+    shutil.copytree(undisturbed, workdir)
+    (workdir / 'summary.json').unlink()
+    steps = sorted((workdir / 'checkpoints').glob('[0-9]*'), key=lambda p: int(p.name))
+    damage(steps[-1])
+    return steps
+
+
+def flip_a_byte(step):
+    """In the largest file of the arrays: Orbax alone restores it without a word."""
+    path = max((step / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(step):
+    for path in (step / 'state').rglob('d/*'):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(step):
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+@pytest.mark.parametrize(
+    'damage', [flip_a_byte, truncate, empty, lambda step: shutil.rmtree(step / 'meta')]
+)
+def test_damaged_newest_checkpoint_falls_back(tmp_path, undisturbed, damage):
+    workdir = tmp_path / 'run'
+    copy_with_newest_damaged(undisturbed, workdir, damage)
+    result = run_main(f'--workdir={workdir}')
+    assert result.returncode == 0, result.stderr
+    assert 'warning: checkpoint 24 is damaged' in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert_same_run(workdir, undisturbed)
+    assert (workdir / 'damaged' / '24').exists()
+
+
+def test_all_checkpoints_damaged_is_one_sentence(tmp_path, undisturbed):
+    workdir = tmp_path / 'run'
+    for step in copy_with_newest_damaged(undisturbed, workdir, lambda _: None):
+        truncate(step)
+    result = run_main(f'--workdir={workdir}')
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith('error: no checkpoint in ')
+    assert 'Traceback' not in result.stderr
+
+
+def test_damaged_checkpoint_is_not_evaluated(tmp_path, undisturbed):
+    workdir = tmp_path / 'run'
+    copy_with_newest_damaged(undisturbed, workdir, flip_a_byte)
+    result = run_main(f'--workdir={workdir}', '--mode=eval', '--step=24')
+    assert result.returncode == 2 and 'checkpoint 24 is damaged' in result.stderr
+    assert (workdir / 'checkpoints' / '24').exists()  # evaluation touches nothing
+
+
+def test_another_config_is_refused(undisturbed):
+    result = run_main(f'--workdir={undisturbed}', '--config.optim.lr=0.01')
+    assert result.returncode == 2
+    assert 'holds a run with optim.lr=0.1, this command says 0.01' in result.stderr
+
+
+def test_two_runs_in_one_workdir(tmp_path):
+    first = subprocess.Popen(
+        command(f'--workdir={tmp_path}', '--config.train.duration=4000steps'),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / 'config.json').exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = run_main(f'--workdir={tmp_path}', '--config.train.duration=4000steps')
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 2 and 'another process is running in' in second.stderr
+
+
+def test_nan_is_named_and_stops_the_run(tmp_path):
+    result = run_main(f'--workdir={tmp_path}', '--config.optim.lr=900.')
+    assert result.returncode == 1
+    assert 'diverged' in result.stdout and 'lower optim.lr' in result.stdout
+    assert summary(tmp_path)['status'] == 'diverged'
+    assert 'Traceback' not in result.stderr
+
+
+DEAD = (
+    '--config.model.blocks.mlpconv2.init_std=(1e-30,1e-30,1e-30)',
+    '--config.optim.lr=1e-30',
+    '--config.train.dead_steps=8',
+)
+
+
+def test_dead_network_is_named_and_stops_the_run(tmp_path):
+    result = run_main(f'--workdir={tmp_path}', *DEAD)
+    assert result.returncode == 1
+    assert 'dead network' in result.stdout and 'ln(10) = 2.302585' in result.stdout
+
+
+def test_dead_network_starts_over_as_often_as_allowed(tmp_path):
+    result = run_main(f'--workdir={tmp_path}', *DEAD, '--config.train.restarts=2')
+    assert result.returncode == 1
+    assert result.stdout.count('starting over with new weights') == 2
+    assert summary(tmp_path)['attempt'] == 2
+    assert {line['attempt'] for line in metrics(tmp_path, 'train')} == {0, 1, 2}
+
+
+def test_devices_do_not_change_the_losses(tmp_path, undisturbed):
+    env = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+    result = run_main(f'--workdir={tmp_path}', env=env)
+    assert result.returncode == 0, result.stderr
+    assert '8 x cpu' in result.stdout
+    one, eight = metrics(undisturbed, 'train'), metrics(tmp_path, 'train')
+    np.testing.assert_allclose([m['loss'] for m in eight], [m['loss'] for m in one], rtol=1e-4)
+    assert [m['error'] for m in eight] == pytest.approx([m['error'] for m in one], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'env', 'words'),
+    [
+        (['--config.devices=3'], {}, 'devices=3: JAX sees 1 (cpu), choose that or less'),
+        (
+            ['--config.train.batch_size=100'],
+            {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+            'train.batch_size=100: must be a multiple of the 8 devices',
+        ),
+    ],
+)
+def test_wrong_device_count_is_one_sentence(tmp_path, flags, env, words):
+    result = run_main(f'--workdir={tmp_path}', *flags, env=env)
+    assert result.returncode == 2 and words in result.stderr
+    assert 'Traceback' not in result.stderr

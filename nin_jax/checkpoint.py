@@ -7,9 +7,9 @@ the oldest until one is whole.
 
 import hashlib
 import json
-import logging
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable
 
 import jax
@@ -48,7 +48,6 @@ class Checkpoints:
             raise CheckpointError(
                 f"no checkpoints in '{folder}': train a run there first, or name another --workdir"
             )
-        logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # its traces on damaged files
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: metrics['error'],
             reverse=True,
@@ -70,10 +69,17 @@ class Checkpoints:
         )
 
     def __enter__(self):
+        self._unraisable_hook, sys.unraisablehook = sys.unraisablehook, self._drop_late_news
         return self
 
     def __exit__(self, *_):
         self._manager.close()
+        sys.unraisablehook = self._unraisable_hook
+
+    def _drop_late_news(self, news) -> None:
+        """A damaged file ends Orbax's event loop while tensorstore still has results to bring."""
+        if str(news.exc_value) != 'Event loop is closed':
+            self._unraisable_hook(news)
 
     def save(self, step: int, state: TrainState, meta: dict, error: float | None) -> None:
         """Starts writing in the background; a step that is there already stays as it is.

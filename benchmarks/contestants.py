@@ -12,7 +12,10 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 NETWORKS = {  # name -> (height = width, channels, classes)
-    'cifar10': (32, 3, 10), 'cifar100': (32, 3, 100), 'svhn': (32, 3, 10), 'mnist': (28, 1, 10),
+    'cifar10': (32, 3, 10),
+    'cifar100': (32, 3, 100),
+    'svhn': (32, 3, 10),
+    'mnist': (28, 1, 10),
 }
 
 
@@ -69,20 +72,34 @@ def ours(network: str, dtype: str, batch_size: int, steps: int) -> Contestant:
 
     settings = config(network)
     size, channels, classes = NETWORKS[network]
-    model = NIN(tuple(Block(**row) for row in settings.model.blocks.values()), channels,
-                dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    model = NIN(
+        tuple(Block(**row) for row in settings.model.blocks.values()),
+        channels,
+        dtype=jnp.dtype(dtype),
+        rngs=nnx.Rngs(0),
+    )
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     optimiser = optim.make_optimiser(settings.optim, params, model.last_layer, (), 1)
     mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
-    setup = Setup(model=nnx.graphdef(model), optimiser=optimiser, mesh=mesh, seed=0,
-                  batch_size=batch_size, eval_batch_size=batch_size, crop_pad=0, flip=False)
+    setup = Setup(
+        model=nnx.graphdef(model),
+        optimiser=optimiser,
+        mesh=mesh,
+        seed=0,
+        batch_size=batch_size,
+        eval_batch_size=batch_size,
+        crop_pad=0,
+        flip=False,
+    )
     state = TrainState(jnp.int32(0), jnp.int32(0), jnp.int32(0), params, optimiser.init(params))
     # Where train_steps puts its own results, so that the second call finds the first's program.
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     count = batch_size * steps
     keys = jax.random.split(jax.random.key(0))
-    examples = Examples(jax.random.normal(keys[0], (count, size, size, channels)),
-                        jax.random.randint(keys[1], (count,), 0, classes))
+    examples = Examples(
+        jax.random.normal(keys[0], (count, size, size, channels)),
+        jax.random.randint(keys[1], (count,), 0, classes),
+    )
     preprocess = Preprocess('scale')  # not applied: the images are floats
 
     def train():
@@ -100,8 +117,9 @@ def ours(network: str, dtype: str, batch_size: int, steps: int) -> Contestant:
     return Contestant(lambda: timed(train), lambda: timed(forward), peak_memory)
 
 
-def pytorch(network: str, dtype: str, batch_size: int, steps: int, *, channels_last: bool,
-            compiled: bool) -> Contestant:
+def pytorch(
+    network: str, dtype: str, batch_size: int, steps: int, *, channels_last: bool, compiled: bool
+) -> Contestant:
     """The same layers, loss and update in PyTorch; bfloat16 by autocast."""
     import torch
     from torch import nn
@@ -115,8 +133,10 @@ def pytorch(network: str, dtype: str, batch_size: int, steps: int, *, channels_l
     for row in settings.model.blocks.values():
         for i, features in enumerate(row.features):
             kernel = row.kernel if i == 0 else 1
-            layers += [nn.Conv2d(inputs, features, kernel, padding=kernel // 2),
-                       nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(inputs, features, kernel, padding=kernel // 2),
+                nn.ReLU(inplace=True),
+            ]
             nn.init.normal_(layers[-2].weight, std=row.init_std[i])
             nn.init.zeros_(layers[-2].bias)
             inputs = features
@@ -133,11 +153,22 @@ def pytorch(network: str, dtype: str, batch_size: int, steps: int, *, channels_l
 
     optim, last = settings.optim, settings.optim.last_layer_lr
     convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-    optimiser = torch.optim.SGD([
-        group for conv in convs for scale in [last if conv is convs[-1] else 1.0] for group in (
-            {'params': [conv.weight], 'lr': scale * optim.lr, 'weight_decay': optim.weight_decay},
-            {'params': [conv.bias], 'lr': scale * optim.lr * optim.bias_lr})
-    ], momentum=optim.momentum)
+    optimiser = torch.optim.SGD(
+        [
+            group
+            for conv in convs
+            for scale in [last if conv is convs[-1] else 1.0]
+            for group in (
+                {
+                    'params': [conv.weight],
+                    'lr': scale * optim.lr,
+                    'weight_decay': optim.weight_decay,
+                },
+                {'params': [conv.bias], 'lr': scale * optim.lr * optim.bias_lr},
+            )
+        ],
+        momentum=optim.momentum,
+    )
     network_fn = torch.compile(model) if compiled else model
 
     def logits():

@@ -30,10 +30,14 @@ VARIANTS = {  # name -> (dtype, function that builds it)
     'torch nhwc': ('float32', partial(contestants.pytorch, channels_last=True, compiled=False)),
     'torch compile': ('float32', partial(contestants.pytorch, channels_last=True, compiled=True)),
     'ours bf16': ('bfloat16', contestants.ours),
-    'torch nhwc bf16': ('bfloat16', partial(
-        contestants.pytorch, channels_last=True, compiled=False)),
-    'torch compile bf16': ('bfloat16', partial(
-        contestants.pytorch, channels_last=True, compiled=True)),
+    'torch nhwc bf16': (
+        'bfloat16',
+        partial(contestants.pytorch, channels_last=True, compiled=False),
+    ),
+    'torch compile bf16': (
+        'bfloat16',
+        partial(contestants.pytorch, channels_last=True, compiled=True),
+    ),
 }
 MODES = {'train': 6, 'forward': 2}  # FLOP for each multiply-add of the forward pass
 
@@ -68,15 +72,21 @@ def measure(network: str, batch_size: int, options: argparse.Namespace) -> list[
     for variant in options.variants:
         pipes[variant], theirs = context.Pipe()
         processes[variant] = context.Process(
-            target=serve, daemon=True,
-            args=(theirs, variant, network, batch_size, options.steps))
+            target=serve, daemon=True, args=(theirs, variant, network, batch_size, options.steps)
+        )
         processes[variant].start()
         theirs.close()  # so that a dead process ends the wait for its answer
         for mode in MODES:  # one after the other: compilation is timed too
             warm_up = ask(pipes[variant], mode, options.limit)
             rows[variant, mode] = dict(
-                network=network, batch_size=batch_size, variant=variant, mode=mode,
-                dtype=VARIANTS[variant][0], compile_and_first_s=warm_up, rounds_s=[])
+                network=network,
+                batch_size=batch_size,
+                variant=variant,
+                mode=mode,
+                dtype=VARIANTS[variant][0],
+                compile_and_first_s=warm_up,
+                rounds_s=[],
+            )
             if isinstance(warm_up, str):
                 rows[variant, mode]['failed'] = warm_up
     for _ in range(options.rounds):
@@ -108,9 +118,14 @@ def finish(rows: list[dict], network: str, batch_size: int, steps: int) -> list[
             row['images_per_s'] = batch_size * steps / statistics.median(row['rounds_s'])
             row['flop_per_s'] = row['images_per_s'] * macs * MODES[row['mode']]
     for row in rows:
-        rivals = [r['images_per_s'] for r in rows if r['variant'].startswith('torch')
-                  and r['mode'] == row['mode'] and r['dtype'] == row['dtype']
-                  and 'failed' not in r]
+        rivals = [
+            r['images_per_s']
+            for r in rows
+            if r['variant'].startswith('torch')
+            and r['mode'] == row['mode']
+            and r['dtype'] == row['dtype']
+            and 'failed' not in r
+        ]
         if rivals and 'failed' not in row:
             row['ratio_to_best_torch'] = row['images_per_s'] / max(rivals)
     return rows
@@ -118,22 +133,28 @@ def finish(rows: list[dict], network: str, batch_size: int, steps: int) -> list[
 
 def show(rows: list[dict]) -> None:
     head = rows[0]
-    print(f'\n{head["network"]}, batch {head["batch_size"]}\n'
-          f'{"mode":8} {"variant":19} {"images/s":>9} {"/ best torch":>12} {"GFLOP/s":>9} '
-          f'{"first, s":>9} {"peak, MiB":>10}')
+    print(
+        f'\n{head["network"]}, batch {head["batch_size"]}\n'
+        f'{"mode":8} {"variant":19} {"images/s":>9} {"/ best torch":>12} {"GFLOP/s":>9} '
+        f'{"first, s":>9} {"peak, MiB":>10}'
+    )
     for row in sorted(rows, key=lambda row: list(MODES).index(row['mode'])):
         start = f'{row["mode"]:8} {row["variant"]:19} '
         if 'failed' in row:
             print(start + row['failed'][:80])
             continue
         ratio = f'{row["ratio_to_best_torch"]:.2f}' if 'ratio_to_best_torch' in row else ''
-        print(start + f'{row["images_per_s"]:9.1f} {ratio:>12} '
-              f'{row["flop_per_s"] / 1e9:9.1f} {row["compile_and_first_s"]:9.1f} '
-              f'{row["peak_memory_bytes"] / 2**20:10.0f}', flush=True)
+        print(
+            start + f'{row["images_per_s"]:9.1f} {ratio:>12} '
+            f'{row["flop_per_s"] / 1e9:9.1f} {row["compile_and_first_s"]:9.1f} '
+            f'{row["peak_memory_bytes"] / 2**20:10.0f}',
+            flush=True,
+        )
 
 
 def circumstances() -> dict:
     """Command, commit, versions and hardware."""
+
     def output(*command: str) -> str:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=20)
@@ -148,9 +169,11 @@ def circumstances() -> dict:
             return 'not installed'
 
     cpu_info = pathlib.Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in
-             (cpu_info.read_text().splitlines() if cpu_info.exists() else ())
-             if line.startswith('model name')]
+    names = [
+        line.split(':')[1].strip()
+        for line in (cpu_info.read_text().splitlines() if cpu_info.exists() else ())
+        if line.startswith('model name')
+    ]
     return {
         'command': ['python', '-m', 'benchmarks.throughput', *sys.argv[1:]],
         'commit': output('git', 'rev-parse', 'HEAD') or 'unknown',
@@ -171,9 +194,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     def names(known):
         def split(text: str) -> list[str]:
             if wrong := [name for name in text.split(',') if name not in known]:
-                raise argparse.ArgumentTypeError(
-                    f'{wrong[0]!r} is not one of {", ".join(known)}')
+                raise argparse.ArgumentTypeError(f'{wrong[0]!r} is not one of {", ".join(known)}')
             return text.split(',')
+
         return split
 
     def positive(text: str) -> int:
@@ -181,17 +204,28 @@ def parse(argv: list[str]) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
         return int(text)
 
-    parser.add_argument('--networks', type=names(contestants.NETWORKS),
-                        default=['cifar10', 'cifar100', 'mnist'])
-    parser.add_argument('--variants', type=names(VARIANTS), default=list(VARIANTS),
-                        help=f'of: {", ".join(VARIANTS)}')
-    parser.add_argument('--batches', type=lambda text: [positive(b) for b in text.split(',')],
-                        default=[32, 128])
-    parser.add_argument('--steps', type=positive, default=2,
-                        help='batches in one measurement: 2 suits a CPU, 100 a GPU')
+    parser.add_argument(
+        '--networks', type=names(contestants.NETWORKS), default=['cifar10', 'cifar100', 'mnist']
+    )
+    parser.add_argument(
+        '--variants',
+        type=names(VARIANTS),
+        default=list(VARIANTS),
+        help=f'of: {", ".join(VARIANTS)}',
+    )
+    parser.add_argument(
+        '--batches', type=lambda text: [positive(b) for b in text.split(',')], default=[32, 128]
+    )
+    parser.add_argument(
+        '--steps',
+        type=positive,
+        default=4,
+        help='batches in a measurement (ours: one dispatch); on a GPU try 100',
+    )
     parser.add_argument('--rounds', type=positive, default=7, help='the median round counts')
-    parser.add_argument('--limit', type=positive, default=600,
-                        help='seconds to wait for one measurement')
+    parser.add_argument(
+        '--limit', type=positive, default=600, help='seconds to wait for one measurement'
+    )
     parser.add_argument('--out', type=pathlib.Path, help='write the results here, as JSON')
     return parser.parse_args(argv)
 

@@ -69,17 +69,10 @@ class Checkpoints:
         )
 
     def __enter__(self):
-        self._unraisable_hook, sys.unraisablehook = sys.unraisablehook, self._drop_late_news
         return self
 
     def __exit__(self, *_):
         self._manager.close()
-        sys.unraisablehook = self._unraisable_hook
-
-    def _drop_late_news(self, news) -> None:
-        """A damaged file ends Orbax's event loop while tensorstore still has results to bring."""
-        if str(news.exc_value) != 'Event loop is closed':
-            self._unraisable_hook(news)
 
     def save(self, step: int, state: TrainState, meta: dict, error: float | None) -> None:
         """Starts writing in the background; a step that is there already stays as it is.
@@ -106,14 +99,14 @@ class Checkpoints:
     def restore(
         self, template: TrainState, step: int | None = None
     ) -> tuple[TrainState, dict] | None:
-        """The newest whole checkpoint at or before `step`, as (state, meta); None if there is none.
+        """The newest whole checkpoint, or that at `step`, as (state, meta); None if there is none.
 
         Args:
           template: shapes, dtypes and shardings of the state, as from `jax.eval_shape`.
           step: an exact step to restore; None for the newest.
 
         Raises:
-          CheckpointError: if there are checkpoints and none can be read, or `step` is not there.
+          CheckpointError: if there are checkpoints and none can be read, or that at `step` cannot.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if step is not None and step not in steps:
@@ -121,11 +114,14 @@ class Checkpoints:
                 f'no checkpoint at step {step}: there are '
                 + (', '.join(map(str, reversed(steps))) or 'none')
             )
+        sys.unraisablehook = drop_late_news
         for candidate in steps if step is None else [step]:
             try:
                 return self._restore(candidate, template)
             except Exception as e:  # Orbax raises nearly anything on a damaged file
                 reason = str(e).strip().splitlines()[0][:150] if str(e).strip() else repr(e)
+                if step is not None:
+                    raise CheckpointError(f'checkpoint {step} is damaged ({reason})') from None
                 self._warn(f'checkpoint {candidate} is damaged ({reason}); trying the one before')
                 self._set_aside(candidate)
         if steps:
@@ -166,6 +162,12 @@ class Checkpoints:
     def wait(self) -> None:
         """Blocks until everything is on the disk; raises what the writing raised."""
         self._manager.wait_until_finished()
+
+
+def drop_late_news(news) -> None:
+    """Damage ends Orbax's event loop while tensorstore still has results to bring; that is all."""
+    if str(news.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(news)
 
 
 def read_json(path: pathlib.Path) -> dict:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -17,7 +18,7 @@ from nin_jax.interrupt import RESUME_ME
 from nin_jax.model import count_parameters
 from nin_jax.records import Records, Stopwatch, duration, write_json
 from nin_jax.run import Run, assemble, model_blocks
-from nin_jax.step import TrainState
+from nin_jax.step import Setup, TrainState
 
 EXIT_STATUS = {'done': 0, 'preempted': RESUME_ME, 'diverged': 1}
 
@@ -62,9 +63,10 @@ def resume_and_train(
         'config': workdir.jsonable(flatten(run.config)),
         'environment': environment,
         'preprocess': preprocess.digest(run.preprocess),
+        'class_names': run.class_names,
     }
     with Checkpoints(folder / 'checkpoints', run.config.checkpoint.keep, warn) as checkpoints:
-        restored = restore(checkpoints, run)
+        restored = restore(checkpoints, run.setup, run.init_state, run.preprocess)
         state = run.init_state(0) if restored is None else restored[0]
         if restored is not None:
             for part, seconds in restored[1].get('seconds', {}).items():
@@ -88,16 +90,20 @@ def resume_and_train(
 
 
 def restore(
-    checkpoints: Checkpoints, run: Run, step: int | None = None
+    checkpoints: Checkpoints,
+    setup: Setup,
+    init_state: Callable[[int], TrainState],
+    fitted: preprocess.Preprocess,
+    step: int | None = None,
 ) -> tuple[TrainState, dict] | None:
     """The newest whole checkpoint, or that at `step`; raises if it is of other preprocessing."""
-    replicated = NamedSharding(run.setup.mesh, PartitionSpec())
+    replicated = NamedSharding(setup.mesh, PartitionSpec())
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        jax.eval_shape(run.init_state, 0),
+        jax.eval_shape(init_state, 0),
     )
     restored = checkpoints.restore(template, step)
-    if restored and restored[1]['preprocess'] != preprocess.digest(run.preprocess):
+    if restored and restored[1]['preprocess'] != preprocess.digest(fitted):
         raise CheckpointError(
             f'{PREPROCESS} is not the one this checkpoint was trained with: '
             'restore the run from a copy'
@@ -116,7 +122,7 @@ def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
     with Checkpoints(
         folder / 'checkpoints', run.config.checkpoint.keep, warn, read_only=True
     ) as checkpoints:
-        restored = restore(checkpoints, run, step)
+        restored = restore(checkpoints, run.setup, run.init_state, run.preprocess, step)
     if restored is None:
         raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, _ = restored

@@ -18,9 +18,10 @@ CHOICES = {
     'dtype': ('float32', 'bfloat16'),
     'optim.schedule': ('drops', 'plateau'),
     'model.dropout_mode': ('inverted', 'convnet'),
+    'model.head': ('gap', 'fc'),
     'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn'),
 }
-POOLS = ('max', 'avg', 'none')
+POOLS = ('max', 'avg', 'none', 'max_rnorm', 'avg_rnorm')
 
 
 def block(
@@ -29,10 +30,20 @@ def block(
     pool: str = 'none',
     dropout: float = 0.0,
     init_std: tuple[float, ...] = (0.05, 0.05, 0.05),
+    pieces: int = 1,
+    local: bool = False,
 ) -> ConfigDict:
     """One row of a layer table; the fields are those of `nin_jax.model.Block`."""
     return ConfigDict(
-        dict(features=features, kernel=kernel, pool=pool, dropout=dropout, init_std=init_std)
+        dict(
+            features=features,
+            kernel=kernel,
+            pool=pool,
+            dropout=dropout,
+            init_std=init_std,
+            pieces=pieces,
+            local=local,
+        )
     )
 
 
@@ -62,6 +73,8 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.dropout_mode = 'inverted'  # or 'convnet', see nin_jax.model.NIN
     config.model.class_bias = 0.0  # initial bias of the class maps; above 0, none starts out dead
+    config.model.head = 'gap'  # or 'fc': a fully connected layer instead of average pooling
+    config.model.head_dropout = 0.0  # of the inputs of head 'fc'; 'gap' has none to drop
     config.model.blocks = ConfigDict(
         dict(
             mlpconv1=block((192, 160, 96), kernel=5, pool='max', dropout=0.5),
@@ -84,13 +97,14 @@ def default_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.duration = '260ep'  # durations: '3ep' (epochs), '500steps' or '10%'
     config.train.batch_size = 128
+    config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else the whole batch
     config.train.steps_per_call = 0  # steps in one dispatch; 0: 10 on a CPU, else an epoch's
     config.train.dead_steps = 100  # stop once all logits have been 0 for so many steps
     config.train.restarts = 0  # times a dead or diverged run may start over with new weights
 
     config.eval = ConfigDict()
     config.eval.every = '1ep'
-    config.eval.batch_size = 256
+    config.eval.batch_size = 0  # 0: 16 on one CPU, else 64 a device
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = '5ep'
@@ -98,15 +112,18 @@ def default_config() -> ConfigDict:
     return config
 
 
-def variants(arg: str | None, *known: str) -> set[str]:
+def variants(arg: str | None, *known: str, together: bool = True) -> set[str]:
     """Splits a page's argument, as in `cifar10.py:aug,smoke`; 'smoke' is known to every page.
 
     Raises:
-      ConfigError: for a variant that the page does not know.
+      ConfigError: for a variant that the page does not know, or for two that do not go `together`.
     """
     chosen = {v for v in (arg or '').split(',') if v}
     for name in sorted(chosen - {*known, 'smoke'}):
         raise ConfigError(f"unknown variant ':{name}'{did_you_mean(name, (*known, 'smoke'), ':')}")
+    if not together and len(chosen - {'smoke'}) > 1:
+        two = "' and ':".join(sorted(chosen - {'smoke'})[:2])
+        raise ConfigError(f"variants ':{two}' exclude each other: choose one")
     return chosen
 
 
@@ -151,6 +168,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     'preprocess.zca_bias': (lambda v: 0 < v < 1e6, 'above 0'),
     'augment.crop_pad': (lambda v: 0 <= v <= 64, 'from 0 to 64'),
     'model.class_bias': (lambda v: 0 <= v < 1e3, '0 or more'),
+    'model.head_dropout': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
     'optim.lr': (lambda v: 0 < v < 1e3, 'above 0'),
     'optim.momentum': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
     'optim.weight_decay': (lambda v: 0 <= v < 1e3, '0 or more'),
@@ -159,10 +177,11 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     'optim.drop_factor': (lambda v: 0 < v < 1, 'between 0 and 1'),
     'optim.plateau_patience': (lambda v: v >= 1, '1 or more'),
     'train.batch_size': (lambda v: 1 <= v <= 2**20, '1 or more'),
+    'train.microbatch': (lambda v: v >= 0, '0 (automatic) or more'),
     'train.steps_per_call': (lambda v: v >= 0, '0 (automatic) or more'),
     'train.dead_steps': (lambda v: v >= 1, '1 or more'),
     'train.restarts': (lambda v: 0 <= v <= 100, 'from 0 to 100'),
-    'eval.batch_size': (lambda v: 1 <= v <= 2**20, '1 or more'),
+    'eval.batch_size': (lambda v: 0 <= v <= 2**20, '0 (automatic) or more'),
     'checkpoint.keep': (lambda v: v >= 1, '1 or more'),
 }
 
@@ -176,6 +195,11 @@ def validate(config: ConfigDict) -> None:
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             raise ConfigError(f'{key}={flat[key]!r}{did_you_mean(str(flat[key]), choices)}')
+    if config.model.head == 'gap' and config.model.head_dropout:
+        raise ConfigError(
+            f"model.head_dropout={config.model.head_dropout!r}: must be 0 with model.head='gap', "
+            "or choose model.head='fc'"
+        )
     for name, row in config.model.blocks.items():
         _validate_block(f'model.blocks.{name}', row)
 
@@ -189,6 +213,8 @@ def _validate_block(key: str, row: ConfigDict) -> None:
         raise ConfigError(f'{key}.pool={row.pool!r}{did_you_mean(row.pool, POOLS)}')
     if not 0 <= row.dropout < 1:
         raise ConfigError(f'{key}.dropout={row.dropout!r}: must be from 0 to below 1')
+    if row.pieces < 1:
+        raise ConfigError(f'{key}.pieces={row.pieces!r}: must be 1 (ReLU) or more')
     if row.init_std and (
         len(row.init_std) != len(row.features) or not all(0 < s < 1e3 for s in row.init_std)
     ):

@@ -2,10 +2,7 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
-from nin_jax.model import POOLS, Block
+from nin_jax.model import Block, pooled_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +26,13 @@ class Row:
     stride: int
 
 
-def layer_table(blocks: tuple[Block, ...], image_shape: tuple[int, int, int]) -> list[Row]:
-    """The rows of a network for images of (height, width, channels)."""
+def layer_table(
+    blocks: tuple[Block, ...], image_shape: tuple[int, int, int], fc_classes: int = 0
+) -> list[Row]:
+    """The rows of a network for images of (height, width, channels).
+
+    `fc_classes`: 0 for global average pooling, else a fully connected head to so many classes.
+    """
     rows, cccp, field, stride = [], 0, 1, 1
     height, width, channels = image_shape
     for i, block in enumerate(blocks, start=1):
@@ -38,12 +40,14 @@ def layer_table(blocks: tuple[Block, ...], image_shape: tuple[int, int, int]) ->
             kernel = 1 if j else block.kernel
             cccp += j > 0
             field += (kernel - 1) * stride
-            weights = kernel * kernel * channels * features
+            filters = features * block.pieces
+            weights = kernel * kernel * channels * filters
+            local = block.local and j == 0  # each position has weights and biases of its own
             rows.append(
                 Row(
-                    f'cccp{cccp}' if j else f'conv{i}',
+                    f'cccp{cccp}' if j else f'{"local" if local else "conv"}{i}',
                     (height, width, features),
-                    weights + features,
+                    (weights + filters) * (height * width if local else 1),
                     weights * height * width,
                     field,
                     stride,
@@ -51,28 +55,32 @@ def layer_table(blocks: tuple[Block, ...], image_shape: tuple[int, int, int]) ->
             )
             channels = features
         if block.pool != 'none':
-            x = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
-            _, height, width, _ = jax.eval_shape(POOLS[block.pool], x).shape
+            height, width = pooled_size((height, width), block.pool)
             field, stride = field + 2 * stride, stride * 2
             rows.append(
                 Row(f'pool{i} ({block.pool})', (height, width, channels), 0, 0, field, stride)
             )
+    if fc_classes:
+        weights = height * width * channels * fc_classes
+        field += (max(height, width) - 1) * stride
+        rows.append(Row('fc', (1, 1, fc_classes), weights + fc_classes, weights, field, stride))
     return rows
 
 
 def format_table(rows: list[Row]) -> str:
     """The table as text, with totals and the floating-point operations they come to."""
-    lines = [f'{"layer":12}{"output":>14}{"parameters":>13}{"MACs":>15}{"sees":>7}{"stride":>8}']
+    lines = [f'{"layer":18}{"output":>11}{"parameters":>13}{"MACs":>15}{"sees":>7}{"stride":>8}']
     for r in rows:
         shape = 'x'.join(map(str, r.shape))
         lines.append(
-            f'{r.name:12}{shape:>14}{r.parameters:>13,}{r.macs:>15,}'
+            f'{r.name:18}{shape:>11}{r.parameters:>13,}{r.macs:>15,}'
             f'{r.receptive_field:>7}{r.stride:>8}'
         )
-    height, width, classes = rows[-1].shape
+    if rows[-1].name != 'fc':
+        height, width, classes = rows[-1].shape
+        lines.append(f'{"GAP":18}{classes:>11}{0:>13}{height * width * classes:>15,}')
     macs = sum(r.macs for r in rows)
     lines += [
-        f'{"GAP":12}{classes:>14}{0:>13}{height * width * classes:>15,}',
         '',
         f'{sum(r.parameters for r in rows):,} parameters; an image costs '
         f'{2 * macs / 1e9:.3f} GFLOP to score and about {6 * macs / 1e9:.3f} to train on',

@@ -76,14 +76,14 @@ def _attempt(
         with clock('train'):
             state, metrics = program(state, run.train, run.preprocess)
             step += num_steps
-            unread.append((step, metrics))
-            stopping = interrupt.requested
-            # The device computes the newest call while the one before is read.
-            ready = unread if evaluating or saving or stopping else unread[:-1]
-            unread = unread[len(ready) :]
-            ready = jax.device_get(ready)
-        for call in ready:
-            settle(run, records, *call)
+        unread.append((step, metrics))
+        stopping = interrupt.requested
+        # The device computes the newest call while the one before is read.
+        while len(unread) > (0 if evaluating or saving or stopping else 1):
+            end, metrics = unread.pop(0)
+            with clock('train'):
+                metrics = jax.device_get(metrics)
+            settle(run, records, end, metrics)
         error = None
         if evaluating:
             program = eval_program()

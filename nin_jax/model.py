@@ -8,14 +8,22 @@ Array axes: B batch, H height, W width, C channels, K classes.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from nin_jax import ops
+from nin_jax.baselines import FullyConnected, LocalConv, maxout, response_norm
 
-POOLS = {'max': ops.max_pool, 'avg': ops.avg_pool, 'none': lambda x_BHWC: x_BHWC}
+POOLS = {
+    'max': ops.max_pool,
+    'avg': ops.avg_pool,
+    'none': lambda x_BHWC: x_BHWC,
+    'max_rnorm': lambda x_BHWC: response_norm(ops.max_pool(x_BHWC)),
+    'avg_rnorm': lambda x_BHWC: response_norm(ops.avg_pool(x_BHWC)),
+}
 DROPOUT_MODES = ('inverted', 'convnet')
 
 
@@ -26,10 +34,12 @@ class Block:
     Attributes:
       features: channels put out by the k x k convolution and by each 1x1 convolution after it.
       kernel: side of the first convolution's window; it is padded to keep the image's size.
-      pool: 'max', 'avg' or 'none'.
+      pool: 'max', 'avg' or 'none'; with '_rnorm', response normalisation follows (a baseline's).
       dropout: probability of dropping an activation after the pooling; 0 for no dropout.
       init_std: standard deviation of each layer's Gaussian initial weights; empty for He
         initialisation (sqrt(2 / fan-in)). Biases start at zero.
+      pieces: 1 for ReLU; above, a maxout unit takes the maximum of so many in its place.
+      local: whether the k x k filters are each position's own instead of a convolution's.
     """
 
     features: tuple[int, ...]
@@ -37,6 +47,8 @@ class Block:
     pool: str = 'none'
     dropout: float = 0.0
     init_std: tuple[float, ...] = (0.05, 0.05, 0.05)
+    pieces: int = 1
+    local: bool = False
 
 
 class Conv(nnx.Module):
@@ -68,44 +80,52 @@ class Conv(nnx.Module):
 class MLPConv(nnx.Module):
     """A convolution, then 1x1 convolutions, each followed by ReLU (section 3.1).
 
-    The authors call the 1x1 convolutions cccp: cascaded cross channel parametric pooling.
+    The authors call the 1x1 convolutions cccp: cascaded cross channel parametric pooling. Without
+    any, this is the usual convolutional layer, a generalised linear model of its window. `size`,
+    the image's, is needed only where block.local.
     """
 
     def __init__(
         self,
         in_features: int,
-        features: tuple[int, ...],
-        kernel: int,
+        block: Block,
         *,
-        init_std: tuple[float, ...] = (0.05, 0.05, 0.05),
+        size: tuple[int, int] | None = None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.names = ('conv', *(f'cccp{i}' for i in range(1, len(features))))
-        kernels = (kernel, *(1 for _ in features[1:]))
-        inputs = (in_features, *features[:-1])
-        stds = init_std or (None,) * len(features)
-        self.layers = nnx.Dict(
-            {
-                name: Conv(i, o, k, init_std=std, dtype=dtype, rngs=rngs)
-                for name, i, o, k, std in zip(
-                    self.names, inputs, features, kernels, stds, strict=True
-                )
-            }
-        )
+        self.names = ('conv', *(f'cccp{i}' for i in range(1, len(block.features))))
+        self.pieces = block.pieces
+        kernels = (block.kernel, *(1 for _ in block.features[1:]))
+        inputs = (in_features, *block.features[:-1])
+        stds = block.init_std or (None,) * len(block.features)
+        layers = {}
+        for name, i, o, k, std in zip(
+            self.names, inputs, block.features, kernels, stds, strict=True
+        ):
+            own_filters = block.local and name == 'conv'
+            layer = partial(LocalConv, size=size) if own_filters else Conv
+            layers[name] = layer(i, o * block.pieces, k, init_std=std, dtype=dtype, rngs=rngs)
+        self.layers = nnx.Dict(layers)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         for name in self.names:
-            x_BHWC = nnx.relu(self.layers[name](x_BHWC))
+            y_BHWC = self.layers[name](x_BHWC)
+            x_BHWC = nnx.relu(y_BHWC) if self.pieces == 1 else maxout(y_BHWC, self.pieces)
         return x_BHWC
 
 
 class NIN(nnx.Module):
-    """Stacked mlpconvs and global average pooling.
+    """Stacked mlpconvs and global average pooling, or a fully connected head in its place.
 
     Args:
-      blocks: the layer table; the last row's last width is the number of classes.
+      blocks: the layer table; the last row's last width is the number of classes (with a fully
+        connected head, any).
       in_features: channels of the input image.
+      fc_classes: 0 for global average pooling; else a fully connected layer to so many classes
+        follows the last maps (table 5), its initial weights as the last row's.
+      fc_dropout: probability of dropping one of that layer's inputs.
+      image_size: height and width, needed by a fully connected head and by local blocks.
       dropout_mode: 'inverted' scales the kept activations by 1 / (1 - p) in training (Caffe);
         'convnet' leaves training unscaled and multiplies by 1 - p at test (the authors'
         cuda-convnet, PluginsSrc/include/extralayers.cuh).
@@ -120,50 +140,69 @@ class NIN(nnx.Module):
         blocks: tuple[Block, ...],
         in_features: int,
         *,
+        fc_classes: int = 0,
+        fc_dropout: float = 0.0,
+        image_size: tuple[int, int] | None = None,
         dropout_mode: str = 'inverted',
         class_bias: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        inputs = (in_features, *(b.features[-1] for b in blocks[:-1]))
-        self.mlpconvs = nnx.Dict(
-            {
-                f'mlpconv{i}': MLPConv(
-                    c, b.features, b.kernel, init_std=b.init_std, dtype=dtype, rngs=rngs
-                )
-                for i, (c, b) in enumerate(zip(inputs, blocks, strict=True), start=1)
-            }
+        mlpconvs, features, size = {}, in_features, image_size
+        for i, block in enumerate(blocks, start=1):
+            mlpconvs[f'mlpconv{i}'] = MLPConv(features, block, size=size, dtype=dtype, rngs=rngs)
+            features, size = block.features[-1], size and pooled_size(size, block.pool)
+        self.mlpconvs = nnx.Dict(mlpconvs)
+        self.blocks, self.dropout_mode, self.fc_dropout = blocks, dropout_mode, fc_dropout
+        std = blocks[-1].init_std[-1] if blocks[-1].init_std else None
+        self.fc = (
+            FullyConnected((*size, features), fc_classes, init_std=std, dtype=dtype, rngs=rngs)
+            if fc_classes
+            else None
         )
-        self.blocks = blocks
-        self.dropout_mode = dropout_mode
         last = self.mlpconvs[f'mlpconv{len(blocks)}']
         bias = last.layers[last.names[-1]].bias
         bias[...] = jnp.full_like(bias[...], class_bias)
 
     @property
     def last_layer(self) -> tuple[str, ...]:
-        """Path, in the parameter tree, of the layer that puts out the class maps."""
+        """Path, in the parameter tree, of the layer that puts out the class maps or, with a fully
+        connected head, the logits."""
+        if self.fc is not None:
+            return ('fc',)
         name = f'mlpconv{len(self.blocks)}'
         return ('mlpconvs', name, 'layers', self.mlpconvs[name].names[-1])
 
     def __call__(
-        self, x_BHWC: jax.Array, dropout_key: jax.Array | None = None
+        self, x_BHWC: jax.Array, dropout_keys_B: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Scores a batch of images of any size.
+        """Scores a batch of images: of any size, unless head or a block is bound to one.
 
         Args:
           x_BHWC: preprocessed images, float.
-          dropout_key: a PRNG key in training; None for evaluation, without dropout.
+          dropout_keys_B: a PRNG key an image in training, so that what an image drops does not
+            depend on those beside it; None for evaluation, without dropout.
 
         Returns:
-          logits_BK float32, and the class maps_BHWK whose spatial means they are.
+          logits_BK float32, and the class maps_BHWK whose spatial means they are. (The maps before
+          a fully connected head stand for no class.)
+
+        Raises:
+          ConfigError: for images of a size that a fully connected head or a local block does not
+            take.
         """
         for i, block in enumerate(self.blocks, start=1):
             x_BHWC = POOLS[block.pool](self.mlpconvs[f'mlpconv{i}'](x_BHWC))
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
-            x_BHWC = dropout(x_BHWC, block.dropout, key, mode=self.dropout_mode)
+            x_BHWC = dropout(
+                x_BHWC, block.dropout, _fold_in(dropout_keys_B, i), mode=self.dropout_mode
+            )
         maps_BHWK = x_BHWC
-        return global_average_pooling(maps_BHWK), maps_BHWK
+        if self.fc is None:
+            return global_average_pooling(maps_BHWK), maps_BHWK
+        x_BHWK = dropout(
+            maps_BHWK, self.fc_dropout, _fold_in(dropout_keys_B, 0), mode=self.dropout_mode
+        )
+        return self.fc(x_BHWK), maps_BHWK
 
 
 def global_average_pooling(maps_BHWK: jax.Array) -> jax.Array:
@@ -171,16 +210,25 @@ def global_average_pooling(maps_BHWK: jax.Array) -> jax.Array:
     return jnp.mean(maps_BHWK, axis=(1, 2), dtype=jnp.float32)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, mode: str) -> jax.Array:
-    """Drops each activation with probability `rate`; without a key, the deterministic counterpart.
+def pooled_size(size: tuple[int, int], pool: str) -> tuple[int, int]:
+    """Height and width of what an entry of POOLS makes of an image of `size`."""
+    return jax.eval_shape(POOLS[pool], jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)).shape[1:3]
+
+
+def _fold_in(keys_B: jax.Array | None, layer: int) -> jax.Array | None:
+    return None if keys_B is None else jax.vmap(jax.random.fold_in, (0, None))(keys_B, layer)
+
+
+def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, *, mode: str) -> jax.Array:
+    """Drops each activation with probability `rate`; without keys, the deterministic counterpart.
 
     See `NIN` for the two modes. 16 random bits an activation: `rate` is met to within 2**-17.
     """
     if rate == 0.0:
         return x
-    if key is None:
+    if keys_B is None:
         return x * (1.0 - rate) if mode == 'convnet' else x
-    bits = jax.random.bits(key, x.shape, jnp.uint16)
+    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(keys_B)
     scale = 1.0 if mode == 'convnet' else 1.0 / (1.0 - rate)
     return jnp.where(bits < round(rate * 2**16), 0, x * scale).astype(x.dtype)
 

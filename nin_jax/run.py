@@ -1,6 +1,7 @@
 """Puts a run together: config -> data, preprocessing, model, optimiser, plan."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -53,14 +54,32 @@ def make_mesh(devices: int) -> jax.sharding.Mesh:
     return jax.make_mesh((len(chosen),), ('data',), devices=chosen, axis_types=(AxisType.Auto,))
 
 
+def is_one_cpu(mesh: jax.sharding.Mesh) -> bool:
+    """Where the activations of few images stay in the cache, and few are faster than many."""
+    return mesh.size == 1 and jax.default_backend() == 'cpu'
+
+
+def microbatch(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
+    """How many images' gradients are computed at a time; ConfigError if they do not come out."""
+    batch_size = config.train.batch_size
+    automatic = math.gcd(batch_size, 16) if is_one_cpu(mesh) else batch_size
+    size = config.train.microbatch or automatic
+    if batch_size % size or size % mesh.size:
+        raise ConfigError(
+            f'train.microbatch={size}: must divide train.batch_size={batch_size} and be a multiple '
+            f'of the {mesh.size} devices; 0 chooses it'
+        )
+    return size
+
+
 def model_blocks(config: ConfigDict, num_classes: int) -> tuple[Block, ...]:
-    """The config's layer table; ConfigError if it does not end in one map per class."""
+    """The config's layer table; ConfigError if it has to end in one map per class and does not."""
     name, last = list(config.model.blocks.items())[-1]
-    if last.features[-1] != num_classes:
+    if config.model.head == 'gap' and last.features[-1] != num_classes:
         raise ConfigError(
             f'model.blocks.{name}.features={last.features!r} ends in '
             f'{last.features[-1]} maps, but {config.data.name} has {num_classes} '
-            f'classes: end it in {num_classes}'
+            f"classes: end it in {num_classes}, or choose model.head='fc'"
         )
     return tuple(Block(**row) for row in config.model.blocks.values())
 
@@ -101,12 +120,36 @@ def assemble(config: ConfigDict, saved: preprocess.Preprocess | None = None) -> 
     replicated = NamedSharding(mesh, PartitionSpec())
     saved = jax.device_put(saved, replicated)
 
-    blocks = model_blocks(config, len(train.class_names))
+    setup, init_state = build(config, plan, mesh, train.images.shape[1:], len(train.class_names))
+    return Run(
+        config,
+        plan,
+        setup,
+        saved,
+        _place(train, saved, replicated),
+        _place(test, saved, replicated),
+        train.class_names,
+        init_state,
+    )
+
+
+def build(
+    config: ConfigDict,
+    plan: Plan,
+    mesh: jax.sharding.Mesh,
+    image_shape_HWC: tuple[int, int, int],
+    num_classes: int,
+) -> tuple[Setup, Callable[[int], TrainState]]:
+    """The model and its optimiser: what the programs are compiled for, and `Run.init_state`."""
+    blocks = model_blocks(config, num_classes)
 
     def make_model(key: jax.Array) -> NIN:
         return NIN(
             blocks,
-            train.images.shape[-1],
+            image_shape_HWC[-1],
+            fc_classes=num_classes if config.model.head == 'fc' else 0,
+            fc_dropout=config.model.head_dropout,
+            image_size=image_shape_HWC[:2],
             dropout_mode=config.model.dropout_mode,
             class_bias=config.model.class_bias,
             dtype=jnp.dtype(config.dtype),
@@ -135,20 +178,13 @@ def assemble(config: ConfigDict, saved: preprocess.Preprocess | None = None) -> 
         mesh=mesh,
         seed=config.seed,
         batch_size=config.train.batch_size,
-        eval_batch_size=config.eval.batch_size,
+        microbatch=microbatch(config, mesh),
+        eval_batch_size=config.eval.batch_size or (16 if is_one_cpu(mesh) else 64 * mesh.size),
         crop_pad=config.augment.crop_pad,
         flip=config.augment.flip,
     )
-    return Run(
-        config,
-        plan,
-        setup,
-        saved,
-        _place(train, saved, replicated),
-        _place(test, saved, replicated),
-        train.class_names,
-        jax.jit(init_state, out_shardings=replicated),
-    )
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return setup, jax.jit(init_state, out_shardings=replicated)
 
 
 def _place(

@@ -55,6 +55,7 @@ class Setup:
     mesh: jax.sharding.Mesh
     seed: int
     batch_size: int
+    microbatch: int
     eval_batch_size: int
     crop_pad: int
     flip: bool
@@ -79,15 +80,8 @@ def train_steps(
         x_BHWC = augment.crop_and_flip(
             jax.random.fold_in(crop_key, state.step), x_BHWC, pad=setup.crop_pad, flip=setup.flip
         )
-
-        def loss_fn(params: dict):
-            logits_BK, _ = apply(
-                setup.model, params, x_BHWC, jax.random.fold_in(dropout_key, state.step)
-            )
-            losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
-            return jnp.mean(losses_B), logits_BK
-
-        (loss, logits_BK), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        keys_B = jax.random.split(jax.random.fold_in(dropout_key, state.step), setup.batch_size)
+        loss, logits_BK, grads = loss_and_gradient(state.params, x_BHWC, labels_B, keys_B, setup)
         error = jnp.mean(jnp.argmax(logits_BK, axis=-1) != labels_B)
         updates, opt_state = setup.optimiser.update(
             grads, state.opt_state, state.params, value=error
@@ -108,6 +102,28 @@ def train_steps(
         'error': jnp.mean(errors),
         'dead_steps': state.dead_steps,
     }
+
+
+def loss_and_gradient(
+    params: dict, x_BHWC: jax.Array, labels_B: jax.Array, keys_B: jax.Array, setup: Setup
+) -> tuple[jax.Array, jax.Array, dict]:
+    """Mean cross-entropy (nats), logits_BK and gradient, `setup.microbatch` images at a time."""
+
+    def loss_fn(params: dict, x_bHWC: jax.Array, labels_b: jax.Array, keys_b: jax.Array):
+        logits_bK, _ = apply(setup.model, params, x_bHWC, keys_b)
+        losses_b = optax.softmax_cross_entropy_with_integer_labels(logits_bK, labels_b)
+        return jnp.sum(losses_b) / setup.batch_size, logits_bK
+
+    def add_piece(total, piece):
+        (loss, logits_bK), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *piece)
+        return jax.tree.map(jnp.add, total, (loss, grads)), logits_bK
+
+    pieces = jax.tree.map(
+        lambda a: a.reshape(-1, setup.microbatch, *a.shape[1:]), (x_BHWC, labels_B, keys_B)
+    )
+    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    (loss, grads), logits_PbK = jax.lax.scan(add_piece, zero, pieces)
+    return loss, logits_PbK.reshape(setup.batch_size, -1), grads
 
 
 @partial(jax.jit, static_argnames='setup')
@@ -133,10 +149,10 @@ def evaluate(
 
 
 def apply(
-    model: nnx.GraphDef, params: dict, x_BHWC: jax.Array, dropout_key: jax.Array | None = None
+    model: nnx.GraphDef, params: dict, x_BHWC: jax.Array, dropout_keys_B: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """The model as a pure function: (logits_BK, class maps_BHWK)."""
-    return nnx.merge(model, nnx.State(params))(x_BHWC, dropout_key)
+    return nnx.merge(model, nnx.State(params))(x_BHWC, dropout_keys_B)
 
 
 def example_order(

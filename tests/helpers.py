@@ -69,3 +69,14 @@ def metrics(workdir: pathlib.Path, kind: str) -> list[dict]:
 
 def summary(workdir: pathlib.Path) -> dict:
     return json.loads((workdir / 'summary.json').read_text())
+
+
+def run_module(module: str, *words, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Runs another entry point, such as experiments.predict, in the same way."""
+    return subprocess.run(
+        [sys.executable, '-m', module, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )

@@ -1,6 +1,7 @@
 """Config pages: they resolve, every key is read, mistakes are named, derived numbers move."""
 
 import itertools
+import re
 
 import pytest
 from helpers import PAGES, ROOT, load_page, tiny_config
@@ -16,12 +17,16 @@ VARIANTS = {
     'svhn': [],
     'cifar10': ['aug', 'nodropout'],
     'cifar100': ['released'],
+    'ablations': ['fc', 'fc_dropout', 'linear', 'maxout'],
+    'hinton': ['fc', 'fc_dropout', 'gap'],
 }
+ONE_AT_A_TIME = ('ablations', 'hinton')
 PAGE_ARGS = [
     (page, ','.join(arg))
     for page in PAGES
     for n in range(len(VARIANTS[page]) + 2)
     for arg in itertools.combinations([*VARIANTS[page], 'smoke'], n)
+    if page not in ONE_AT_A_TIME or len({*arg} - {'smoke'}) < 2
 ]
 
 
@@ -47,7 +52,7 @@ def test_pages_have_the_keys_of_the_default_and_no_others(page):
 @pytest.mark.parametrize('page', PAGES)
 def test_pages_say_command_error_and_cost(page):
     text = (ROOT / f'experiments/configs/{page}.py').read_text().split('"""')[1]
-    assert f'--config=experiments/configs/{page}.py --workdir=' in text
+    assert re.search(rf'--config=experiments/configs/{page}\.py(:\w+)? --workdir=', text)
     assert 'error' in text and ('osts' in text or 'minutes' in text)
     for variant in VARIANTS[page]:
         assert f':{variant} ' in text
@@ -176,7 +181,18 @@ def test_what_is_due_happens_once_a_period_and_at_the_end(steps_per_call):
         (
             'model.blocks.mlpconv1.pool',
             'mean',
-            "model.blocks.mlpconv1.pool='mean': choose from max, avg, none",
+            "model.blocks.mlpconv1.pool='mean': choose from max, avg, none, max_rnorm, avg_rnorm",
+        ),
+        (
+            'model.blocks.mlpconv1.pieces',
+            0,
+            'model.blocks.mlpconv1.pieces=0: must be 1 (ReLU) or more',
+        ),
+        ('model.head', 'gpa', "model.head='gpa', did you mean 'gap'?"),
+        (
+            'model.head_dropout',
+            0.5,
+            "model.head_dropout=0.5: must be 0 with model.head='gap', or choose model.head='fc'",
         ),
         (
             'model.blocks.mlpconv2.dropout',
@@ -227,6 +243,11 @@ def test_variants():
     assert variants('aug,smoke', 'aug') == {'aug', 'smoke'}
     with pytest.raises(ConfigError, match=r"^unknown variant ':agu', did you mean ':aug'\?$"):
         variants('agu', 'aug')
+    assert variants('aug,big', 'aug', 'big') == {'aug', 'big'}
+    with pytest.raises(
+        ConfigError, match=r"^variants ':aug' and ':big' exclude each other: choose"
+    ):
+        variants('big,smoke,aug', 'aug', 'big', together=False)
 
 
 def test_smoke_leaves_the_network_alone():

@@ -129,12 +129,12 @@ def copy_with_newest_damaged(undisturbed, workdir, damage):
     return steps
 
 
-def flip_a_byte(step):
-    """In the largest file of the arrays: Orbax alone restores it without a word."""
-    path = max((step / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+def flip_bytes(step):
+    """In the arrays' files: what hits only numbers, Orbax alone restores without a word."""
+    for path in (step / 'state').rglob('d/*'):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
 
 
 def truncate(step):
@@ -148,7 +148,7 @@ def empty(step):
 
 
 @pytest.mark.parametrize(
-    'damage', [flip_a_byte, truncate, empty, lambda step: shutil.rmtree(step / 'meta')]
+    'damage', [flip_bytes, truncate, empty, lambda step: shutil.rmtree(step / 'meta')]
 )
 def test_damaged_newest_checkpoint_falls_back(tmp_path, undisturbed, damage):
     workdir = tmp_path / 'run'
@@ -173,7 +173,7 @@ def test_all_checkpoints_damaged_is_one_sentence(tmp_path, undisturbed):
 
 def test_damaged_checkpoint_is_not_evaluated(tmp_path, undisturbed):
     workdir = tmp_path / 'run'
-    copy_with_newest_damaged(undisturbed, workdir, flip_a_byte)
+    copy_with_newest_damaged(undisturbed, workdir, flip_bytes)
     result = run_main(f'--workdir={workdir}', '--mode=eval', '--step=24')
     assert result.returncode == 2 and 'checkpoint 24 is damaged' in result.stderr
     assert (workdir / 'checkpoints' / '24').exists()  # evaluation touches nothing
@@ -257,3 +257,38 @@ def test_wrong_device_count_is_one_sentence(tmp_path, flags, env, words):
     result = run_main(f'--workdir={tmp_path}', *flags, env=env)
     assert result.returncode == 2 and words in result.stderr
     assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.slow
+def test_twenty_random_ends_change_nothing(tmp_path):
+    """TERM or KILL at any moment from the start of the process on, until 20 have hit."""
+    flags = (
+        '--config.train.duration=2000steps',
+        '--config.train.steps_per_call=1',
+        '--config.eval.every=50steps',
+        '--config.checkpoint.every=25steps',
+    )
+    reference, workdir = tmp_path / 'reference', tmp_path / 'run'
+    assert run_main(f'--workdir={reference}', *flags).returncode == 0
+    rng, hits, statuses = np.random.default_rng(0), 0, []
+    while hits < 20:
+        process = subprocess.Popen(
+            command(f'--workdir={workdir}', *flags),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(rng.uniform(1, 9))
+        process.send_signal(rng.choice([signal.SIGTERM, signal.SIGKILL]))
+        _, err = process.communicate(timeout=120)
+        assert 'Traceback' not in err
+        statuses.append(process.returncode)
+        hits += process.returncode in (RESUME_ME, -signal.SIGTERM, -signal.SIGKILL)
+        if process.returncode == 0:  # it was done first: begin another
+            assert_same_run(workdir, reference)
+            shutil.rmtree(workdir)
+    result = run_main(f'--workdir={workdir}', *flags)
+    assert result.returncode == 0, result.stderr
+    print('exit statuses:', statuses)
+    assert_same_run(workdir, reference)

@@ -18,6 +18,8 @@ PARAMETERS = {
     'cifar10': 966_986,
     'cifar100': 984_356,
     'quickstart': 349_674,
+    'ablations': 966_986,
+    'hinton': 360_074,  # by hand, with every variant, in test_baselines.py
 }
 INPUTS = {'mnist': (28, 28, 1), 'quickstart': (28, 28, 1)}
 SMALL = (Block((8, 6, 4), 5, 'max', 0.5), Block((6, 5, 3), 3))
@@ -37,9 +39,13 @@ def test_parameter_counts(page):
     classes = 100 if page == 'cifar100' else 10
     shape = INPUTS.get(page, (32, 32, 3))
     blocks = model_blocks(config, classes)
-    params = nnx.eval_shape(lambda: build(blocks, shape[-1]))
+    fc_classes = classes if config.model.head == 'fc' else 0
+    params = nnx.eval_shape(
+        lambda: build(blocks, shape[-1], image_size=shape[:2], fc_classes=fc_classes)
+    )
     assert sum(x.size for x in jax.tree.leaves(nnx.state(params))) == PARAMETERS[page]
-    assert sum(row.parameters for row in layer_table(blocks, shape)) == PARAMETERS[page]
+    rows = layer_table(blocks, shape, fc_classes)
+    assert sum(row.parameters for row in rows) == PARAMETERS[page]
 
 
 def test_layer_table_of_cifar10():
@@ -84,7 +90,7 @@ def test_logits_are_the_means_of_the_class_maps_at_any_size(size):
 
 def test_mlpconv_is_a_small_mlp_at_every_pixel():
     """Section 3.1: each output pixel is the same perceptron applied to its window."""
-    mlpconv = MLPConv(2, (7, 5, 4), 3, init_std=(0.5, 0.5, 0.5), rngs=nnx.Rngs(1))
+    mlpconv = MLPConv(2, Block((7, 5, 4), 3, init_std=(0.5, 0.5, 0.5)), rngs=nnx.Rngs(1))
     x_BHWC = jax.random.normal(jax.random.key(2), (1, 6, 6, 2))
     window = x_BHWC[0, 1:4, 2:5].reshape(-1)
     for name in ('conv', 'cccp1', 'cccp2'):
@@ -110,7 +116,7 @@ def test_initial_weights_have_the_stated_spread_and_biases_are_zero():
 )
 def test_dropout_modes(mode, kept, at_test):
     x = jnp.ones((400, 500))
-    dropped = dropout(x, 0.3, jax.random.key(0), mode=mode)
+    dropped = dropout(x, 0.3, jax.random.split(jax.random.key(0), len(x)), mode=mode)
     np.testing.assert_allclose(np.unique(dropped), [0, kept], rtol=1e-6)
     assert np.mean(dropped == 0) == pytest.approx(0.3, abs=0.005)  # 5 standard deviations
     np.testing.assert_allclose(dropout(x, 0.3, None, mode=mode), at_test, rtol=1e-6)
@@ -118,11 +124,14 @@ def test_dropout_modes(mode, kept, at_test):
     assert dropped.mean() == pytest.approx(at_test, rel=0.01)
 
 
-def test_dropout_key_decides_the_pass():
+def test_what_an_image_drops_depends_on_its_own_key_only():
     model = build(SMALL, 3)
-    x_BHWC = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    first, again, other = (model(x_BHWC, jax.random.key(k))[0] for k in (1, 1, 2))
-    assert (first == again).all() and (first != other).any()
+    x_BHWC = jax.random.normal(jax.random.key(0), (3, 16, 16, 3))
+    keys_B = jax.random.split(jax.random.key(1), 3)
+    together = model(x_BHWC, keys_B)[0]
+    alone = jnp.concatenate([model(x_BHWC[i : i + 1], keys_B[i : i + 1])[0] for i in range(3)])
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert (together != model(x_BHWC, keys_B[::-1])[0]).any()
 
 
 def test_bfloat16_computes_in_half_and_pools_in_float32():

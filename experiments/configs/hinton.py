@@ -1,0 +1,49 @@
+"""Section 4.6: global average pooling in the network of Hinton et al. 2012, on CIFAR-10.
+
+    python -m experiments.main --config=experiments/configs/hinton.py:gap --workdir=runs/hinton_gap
+
+variant      changes                                          paper's test error   measured
+:fc          16 local maps, fully connected head; also the    17.56 %              not measured yet
+             page without a variant
+:fc_dropout  the same, half of the head's inputs dropped      15.99 %              not measured yet
+:gap         10 local maps, global average pooling            16.46 %              not measured yet
+:smoke       four steps on 512 images, to see that it works
+
+The paper says: three convolutional layers and one locally connected one, whose 16 maps become 10
+for GAP. Hinton et al. (arXiv 1207.0580, appendix "Models for CIFAR-10"), cited here from memory:
+each convolution has 64 filters of 5x5 and a 3x3/2 pooling after it, maxima the first time and
+averages then, response normalisation after the first two (9 maps, alpha 0.001, beta 0.75); local
+filters of 3x3, dropout on the local layer. cuda-convnet's layers-conv-local-11pct.cfg, by the same
+authors: padding that keeps the size, and ReLU, in convolutions and local layers. Assumed: biases
+of its own at each position, the preprocessing of table 1, He initialisation, learning rate and
+schedule.
+Costs 47,000 steps, 1.4 PFLOP. Needs `python -m experiments.prepare cifar10`.
+"""
+
+from ml_collections import ConfigDict
+
+from nin_jax.config import block, default_config, smoke, variants
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    chosen = variants(arg, 'fc', 'fc_dropout', 'gap', together=False)
+    config = default_config()
+    config.model.head = 'gap' if 'gap' in chosen else 'fc'
+    if 'fc_dropout' in chosen:
+        config.model.head_dropout = 0.5
+    maps = 10 if 'gap' in chosen else 16
+    config.model.blocks = ConfigDict(
+        dict(
+            mlpconv1=block((64,), kernel=5, pool='max_rnorm', init_std=()),
+            mlpconv2=block((64,), kernel=5, pool='avg_rnorm', init_std=()),
+            mlpconv3=block((64,), kernel=5, pool='avg', init_std=()),
+            mlpconv4=block((maps,), kernel=3, local=True, init_std=()),
+        )
+    )
+    config.optim.lr = 0.01
+    config.optim.last_layer_lr = 1.0
+    config.optim.drops = '100ep 110ep'
+    config.train.duration = '120ep'
+    if 'smoke' in chosen:
+        smoke(config)
+    return config

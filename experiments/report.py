@@ -1,0 +1,68 @@
+"""Makes the results page from finished runs, or collects runs as small files for it.
+
+    python -m experiments.report runs/cifar10/seed* --collect=results
+    python -m experiments.report results --out=RESULTS.md
+
+Arguments: folders of runs, collected .json files, or folders of those. Beside RESULTS.md goes the
+picture of Figure 3 (--figure). A run that did not finish is refused.
+"""
+
+import importlib
+import os
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from nin_jax.config import flatten
+from nin_jax.errors import UserError
+from nin_jax.paper import TABLES
+
+OUT = flags.DEFINE_string('out', None, 'The page to write, such as RESULTS.md.')
+FIGURE = flags.DEFINE_string('figure', 'results/figure3.png', "Figure 3's picture, beside --out.")
+COLLECT = flags.DEFINE_string('collect', None, 'Folder to write one small file a run to.')
+
+
+def main(argv: list[str]) -> int:
+    if not argv[1:]:
+        raise UserError('no run is named: give folders of runs, or results')
+    if not OUT.value and not COLLECT.value:
+        raise UserError('nothing to make: add --out=RESULTS.md, or --collect=results')
+    from nin_jax import report  # mistakes above are told at once
+
+    runs = [run for path in argv[1:] for run in report.load(pathlib.Path(path))]
+    if COLLECT.value:
+        for run in runs:
+            print(report.collect(run, pathlib.Path(COLLECT.value)))
+    if OUT.value:
+        out, figure = pathlib.Path(OUT.value), pathlib.Path(FIGURE.value)
+        text = make(runs, argv[1:], out, figure)
+        report.draw_figure3(runs, pages(), figure)
+        out.write_text(text)
+        print(f'{out}: {len(runs)} runs, figure in {figure}')
+    return 0
+
+
+def make(runs: list[dict], paths: list[str], out: pathlib.Path, figure: pathlib.Path) -> str:
+    """The text of the page."""
+    from nin_jax import report
+
+    made_by = f'python -m experiments.report {" ".join(paths)} --out={out.name}'
+    link = os.path.relpath(figure.absolute(), out.absolute().parent)
+    return report.markdown(runs, pages(), made_by, pathlib.Path(link).as_posix())
+
+
+def pages() -> dict[str, dict]:
+    """The flat config of every page, with variant, that the paper's tables name."""
+    names = dict.fromkeys(row.page for table in TABLES for row in table.rows if row.page)
+    return {name: flat_page(*name.partition(':')[::2]) for name in names}
+
+
+def flat_page(name: str, variant: str) -> dict:
+    config = importlib.import_module(f'experiments.configs.{name}').get_config(variant)
+    flat = flatten(config)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}  # as JSON has it
+
+
+if __name__ == '__main__':
+    cli.run(main)

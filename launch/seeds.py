@@ -1,0 +1,86 @@
+"""Trains one config with several seeds, one after another, each a process of experiments.main.
+
+    python -m launch.seeds --config=experiments/configs/cifar10.py --workdir=runs/cifar10 --seeds=5
+
+Seed n's run goes to WORKDIR/seed<n>; all other flags are handed on. Repeat the command to resume:
+finished seeds are left alone. Exit status: 0 all done, 1 some seed diverged, 2 a mistake in the
+command, 75 stopped on request and saved: run it again.
+"""
+
+import argparse
+import json
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+
+from experiments import cli
+from nin_jax.interrupt import RESUME_ME
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog='launch.seeds', allow_abbrev=False)
+    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.add_argument('--config', required=True, help='a page of experiments/configs/')
+    parser.add_argument('--workdir', required=True, help="folder of the seeds' folders")
+    parser.add_argument('--seeds', type=int, default=5, help='how many, from 0 on')
+    args, others = parser.parse_known_args(argv)
+    if args.seeds < 1 or any(word.lstrip('-').startswith('config.seed') for word in others):
+        return cli.complain(
+            '--seeds=N runs the seeds 0 to N - 1: give N of 1 or more, and no --config.seed'
+        )
+    folders = [pathlib.Path(args.workdir) / f'seed{seed}' for seed in range(args.seeds)]
+    worst = 0
+    for seed, folder in enumerate(folders):
+        print(f'seed {seed} of {args.seeds}: {folder}', flush=True)
+        status = run(
+            [f'--config={args.config}', f'--workdir={folder}', f'--config.seed={seed}', *others]
+        )
+        if status not in (0, 1):  # 1: diverged, which says nothing about the other seeds
+            return status
+        worst = max(worst, status)
+    print(sentence(folders))
+    return worst
+
+
+def run(flags: list[str]) -> int:
+    """Runs experiments.main to its end, and hands on requests to stop; returns its status."""
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'experiments.main', *flags],
+        process_group=0,  # so that Ctrl-C reaches it once, from here
+    )
+    stopping = False
+
+    def hand_on(signum, _frame):
+        nonlocal stopping
+        stopping = True
+        process.send_signal(signum)
+
+    previous = {s: signal.signal(s, hand_on) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        status = process.wait()
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+    if stopping and status in (0, 1):
+        return RESUME_ME  # this seed came to its end, the next is not to begin
+    return status if status >= 0 else 128 - status
+
+
+def sentence(folders: list[pathlib.Path]) -> str:
+    """Mean and standard deviation of the final test errors."""
+    summaries = [json.loads((folder / 'summary.json').read_text()) for folder in folders]
+    errors = [100 * s['final_error'] for s in summaries if s['status'] == 'done']
+    if not errors:
+        return 'no seed came to its end'
+    deviation = f' ± {statistics.stdev(errors):.2f}' if len(errors) > 1 else ''
+    failed = len(folders) - len(errors)
+    return (
+        f'top-1 error {statistics.mean(errors):.2f}{deviation} % over {len(errors)} seeds '
+        f'({", ".join(f"{e:.2f}" for e in errors)})' + (f'; {failed} diverged' if failed else '')
+    )
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,9 +1,10 @@
 """Makes the results page from finished runs, or collects runs as small files for it.
 
     python -m experiments.report runs/cifar10/seed* --collect=results
-    python -m experiments.report results --out=RESULTS.md
+    python -m experiments.report results --out=RESULTS.md --figure=results/figure3.png
+    python -m experiments.report runs/seeds --out=runs/RESULTS.md
 
-Arguments: folders of runs, collected .json files, or folders of those. Beside RESULTS.md goes the
+Arguments: folders of runs, collected .json files, or folders of either. Beside RESULTS.md goes the
 picture of Figure 3 (--figure). A run that did not finish is refused.
 """
 
@@ -19,7 +20,7 @@ from nin_jax.errors import UserError
 from nin_jax.paper import TABLES
 
 OUT = flags.DEFINE_string('out', None, 'The page to write, such as RESULTS.md.')
-FIGURE = flags.DEFINE_string('figure', 'results/figure3.png', "Figure 3's picture, beside --out.")
+FIGURE = flags.DEFINE_string('figure', None, "Figure 3's picture; default: beside --out.")
 COLLECT = flags.DEFINE_string('collect', None, 'Folder to write one small file a run to.')
 
 
@@ -35,7 +36,8 @@ def main(argv: list[str]) -> int:
         for run in runs:
             print(report.collect(run, pathlib.Path(COLLECT.value)))
     if OUT.value:
-        out, figure = pathlib.Path(OUT.value), pathlib.Path(FIGURE.value)
+        out = pathlib.Path(OUT.value)
+        figure = pathlib.Path(FIGURE.value) if FIGURE.value else out.with_name('figure3.png')
         text = make(runs, argv[1:], out, figure)
         report.draw_figure3(runs, pages(), figure)
         out.write_text(text)
@@ -47,9 +49,10 @@ def make(runs: list[dict], paths: list[str], out: pathlib.Path, figure: pathlib.
     """The text of the page."""
     from nin_jax import report
 
+    link = pathlib.Path(os.path.relpath(figure.absolute(), out.absolute().parent)).as_posix()
     made_by = f'python -m experiments.report {" ".join(paths)} --out={out.name}'
-    link = os.path.relpath(figure.absolute(), out.absolute().parent)
-    return report.markdown(runs, pages(), made_by, pathlib.Path(link).as_posix())
+    made_by += '' if link == 'figure3.png' else f' --figure={link}'
+    return report.markdown(runs, pages(), made_by, link)
 
 
 def pages() -> dict[str, dict]:

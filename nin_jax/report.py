@@ -42,7 +42,7 @@ class RunError(UserError):
 
 
 def load(path: pathlib.Path) -> list[dict]:
-    """The finished runs at a path: a run's folder, a collected .json, or a folder of such.
+    """The finished runs at a path: a run's folder, a collected .json, or a folder of either.
 
     Raises:
       RunError: for a run that did not finish, or a path that holds none.
@@ -51,10 +51,11 @@ def load(path: pathlib.Path) -> list[dict]:
         return [check(read_json(path), path)]
     if (path / 'config.json').exists():
         return [from_workdir(path)]
+    folders = sorted(config.parent for config in path.glob('*/config.json'))
     found = sorted(path.glob('*.json'))
-    if not found:
+    if not folders and not found:
         raise RunError(f"'{path}' holds no run: name a run's --workdir, or a folder of results")
-    return [check(read_json(p), p) for p in found]
+    return [from_workdir(f) for f in folders] + [check(read_json(p), p) for p in found]
 
 
 def check(run: dict, path: pathlib.Path) -> dict:

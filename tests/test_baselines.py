@@ -252,13 +252,20 @@ def test_each_learns_in_miniature(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize(('page', 'variant'), [key for key in PARAMETERS if key[1]])
 def test_each_learns_on_cifar10(page, variant, data_dir):
-    """The whole network on 2,000 images; live initial maps, so that no plateau comes first."""
+    """The whole network on 1,500 images for 240 steps, without dropout between the blocks.
+
+    The fully connected heads on NIN start from He initialisation and live maps, for the paper's
+    initial weights begin with a plateau of epochs.
+    """
     config = load_page(page, variant)
-    config.data.dir, config.data.limit, config.train.batch_size = data_dir, 2000, 50
+    config.data.dir, config.data.limit, config.train.batch_size = data_dir, 1500, 32
     for row in config.model.blocks.values():
-        row.init_std, row.dropout = (), 0.0
-    config.model.class_bias = 1.0
-    config.optim.lr, config.optim.last_layer_lr, config.optim.bias_lr = 0.01, 1.0, 1.0
-    config.optim.drops, config.train.duration = '', '3ep'
-    losses, test_loss = losses_of(config, calls=3, steps=40)
-    assert losses[0] > losses[1] > losses[2] and losses[2] < 2.1 and test_loss < 2.2
+        row.dropout = 0.0
+    if variant in ('fc', 'fc_dropout') and page == 'ablations':
+        for row in config.model.blocks.values():
+            row.init_std = ()
+        config.model.class_bias = 0.1
+        config.optim.lr, config.optim.last_layer_lr = 0.002, 1.0
+    config.optim.drops, config.train.duration = '', '240steps'
+    losses, _ = losses_of(config, calls=6, steps=40)
+    assert losses[-1] < min(losses[0], 2.29)  # ln(10) = 2.3026 is what knowing nothing costs

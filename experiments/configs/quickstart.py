@@ -4,7 +4,7 @@
 
 Not a run of the paper: the network is the paper's for MNIST, but it starts from He initialisation
 with live class maps and without dropout, so that it learns at once; see mnist.py for the paper's.
-Test error on 1,000 held-out digits: measured in README.md. Costs 15 TFLOP, a minute or two on a laptop.
+Test error on 1,000 other digits: 2.3 % (RESULTS.md). Costs 15 TFLOP, a minute or two on a laptop.
 """
 
 from ml_collections import ConfigDict

@@ -164,7 +164,9 @@ def describe(config: ConfigDict) -> int:
     """Prints the network's layers, with what they cost."""
     validate(config)
     dataset = datasets.lookup(config.data.name)
-    print(format_table(layer_table(model_blocks(config, dataset.num_classes), dataset.image_shape)))
+    blocks = model_blocks(config, dataset.num_classes)
+    fc_classes = dataset.num_classes if config.model.head == 'fc' else 0
+    print(format_table(layer_table(blocks, dataset.image_shape, fc_classes)))
     return 0
 
 

@@ -158,6 +158,14 @@ def test_full_disk_is_one_sentence(tmp_path):
     assert result.stderr.startswith('error: No space left on device')
 
 
-def test_description_of_the_network():
-    out = main(f'--config={QUICKSTART}', '--mode=describe').stdout
-    assert '349,674 parameters' in out and '0.304 to train on' in out
+@pytest.mark.parametrize(
+    ('page', 'words'),
+    [
+        ('quickstart.py', ['349,674 parameters', '0.304 to train on', 'GAP']),
+        ('ablations.py:fc', ['973,396 parameters', 'fc ']),
+        ('hinton.py:gap', ['302,112 parameters', 'local4', 'GAP']),
+    ],
+)
+def test_description_of_the_network(page, words):
+    out = main(f'--config=experiments/configs/{page}', '--mode=describe').stdout
+    assert all(word in out for word in words), out

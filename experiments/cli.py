@@ -8,8 +8,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from nin_jax.config import did_you_mean, flatten
-from nin_jax.errors import UserError
+from nin_jax.config import flatten
+from nin_jax.errors import UserError, did_you_mean
 
 MISTAKE = 2
 CONFIGS = pathlib.Path('experiments/configs')

@@ -6,13 +6,12 @@ overrides, so that `--config.train.batch_size=256` moves everything that hangs o
 """
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from nin_jax.errors import ConfigError
+from nin_jax.errors import ConfigError, did_you_mean
 
 CHOICES = {
     'dtype': ('float32', 'bfloat16'),
@@ -135,15 +134,6 @@ def smoke(config: ConfigDict) -> None:
     config.train.batch_size = 32
     config.eval.every = '2steps'
     config.checkpoint.every = '2steps'
-
-
-def did_you_mean(name: str, known: Iterable[str], prefix: str = '') -> str:
-    """', did you mean ...?' with the closest known name, or the list of what there is."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f", did you mean '{prefix}{close[0]}'?"
-    return ': choose from ' + ', '.join(prefix + k for k in known)
 
 
 def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:

@@ -5,13 +5,12 @@
 """
 
 import dataclasses
-import difflib
 from pathlib import Path
 
 import numpy as np
 
 from nin_jax import cache
-from nin_jax.errors import ConfigError, DataError
+from nin_jax.errors import ConfigError, DataError, did_you_mean
 
 SPLITS = ('train', 'valid', 'test')
 
@@ -136,7 +135,7 @@ def load(name: str, splits: str, data_dir: str = '') -> Split:
 def lookup(name: str) -> Dataset:
     """Returns `DATASETS[name]`; raises ConfigError, with the nearest name, if there is none."""
     if name not in DATASETS:
-        raise ConfigError(f'no dataset {name!r}{_nearest(name, DATASETS)}')
+        raise ConfigError(f'no dataset {name!r}{did_you_mean(name, DATASETS)}')
     return DATASETS[name]
 
 
@@ -144,15 +143,10 @@ def _parse_splits(splits: str) -> list[str]:
     wanted = splits.split('+')
     for split in wanted:
         if split not in SPLITS:
-            raise ConfigError(f'no split {split!r} in {splits!r}{_nearest(split, SPLITS)}')
+            raise ConfigError(f'no split {split!r} in {splits!r}{did_you_mean(split, SPLITS)}')
     if len(set(wanted)) < len(wanted):
         raise ConfigError(f'splits {splits!r} names a split twice')
     return wanted
-
-
-def _nearest(value, known) -> str:
-    close = difflib.get_close_matches(str(value), known, n=1)
-    return f'; did you mean {close[0]!r}?' if close else f'; choose from {", ".join(known)}'
 
 
 def _read_parts(name: str, dataset: Dataset, parts: list[str], data_dir: str):

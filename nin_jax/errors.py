@@ -1,5 +1,8 @@
 """The errors a user can mend: each is one sentence, naming the value at fault and the mend."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Bad input, missing data or an unusable machine; entry points print it without a traceback."""
@@ -15,3 +18,12 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or belongs to another run."""
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = '') -> str:
+    """', did you mean ...?' with the closest known name, or the list of what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f", did you mean '{prefix}{close[0]}'?"
+    return ': choose from ' + ', '.join(prefix + k for k in known)

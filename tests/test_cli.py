@@ -100,7 +100,7 @@ def test_other_pages_on_real_data(page, tmp_path, data_dir):
         (['--config.seed=1.5'], "invalid literal for int() with base 10: '1.5'"),
         (['--config.optim.lr=-1'], 'optim.lr=-1.0: must be above 0'),
         (['--config.train.duration=3parsecs'], "train.duration='3parsecs': write a duration as"),
-        (['--config.data.name=mnits'], "no dataset 'mnits'; did you mean 'mnist'?"),
+        (['--config.data.name=mnits'], "no dataset 'mnits', did you mean 'mnist'?"),
         (['--config.data.eval=tset'], "no split 'tset'"),
         (
             ['--config.data.name=cifar10', '--config.data.dir=/nowhere'],

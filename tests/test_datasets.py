@@ -86,10 +86,10 @@ def test_a_small_sample_of_svhn_holds_out_half(svhn_dir):
 @pytest.mark.parametrize(
     ('name', 'splits', 'sentence'),
     [
-        ('cifr10', 'train', "no dataset 'cifr10'; did you mean 'cifar10'?"),
-        ('xyz', 'train', "no dataset 'xyz'; choose from mnist, svhn_cropped, cifar10, cifar100, "),
-        ('mnist', 'trian', "no split 'trian' in 'trian'; did you mean 'train'?"),
-        ('mnist', 'train+', "no split '' in 'train+'; choose from train, valid, test"),
+        ('cifr10', 'train', "no dataset 'cifr10', did you mean 'cifar10'?"),
+        ('xyz', 'train', "no dataset 'xyz': choose from mnist, svhn_cropped, cifar10, cifar100, "),
+        ('mnist', 'trian', "no split 'trian' in 'trian', did you mean 'train'?"),
+        ('mnist', 'train+', "no split '' in 'train+': choose from train, valid, test"),
         ('mnist', 'train+train', "splits 'train+train' names a split twice"),
     ],
 )

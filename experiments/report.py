@@ -62,9 +62,10 @@ def pages() -> dict[str, dict]:
 
 
 def flat_page(name: str, variant: str) -> dict:
+    from nin_jax.workdir import jsonable
+
     config = importlib.import_module(f'experiments.configs.{name}').get_config(variant)
-    flat = flatten(config)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}  # as JSON has it
+    return jsonable(flatten(config))
 
 
 if __name__ == '__main__':

@@ -24,7 +24,6 @@ POOLS = {
     'max_rnorm': lambda x_BHWC: response_norm(ops.max_pool(x_BHWC)),
     'avg_rnorm': lambda x_BHWC: response_norm(ops.avg_pool(x_BHWC)),
 }
-DROPOUT_MODES = ('inverted', 'convnet')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,42 +59,22 @@ def host_peak_memory() -> int:
 
 
 def ours(network: str, dtype: str, batch_size: int, steps: int) -> Contestant:
-    """This code base's own model, training step and evaluation."""
+    """This code base's own model, training step and evaluation, set up as a run would be."""
     import jax
-    import jax.numpy as jnp
-    from flax import nnx
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    from nin_jax import optim
-    from nin_jax.model import NIN, Block
+    from nin_jax import run
+    from nin_jax.config import make_plan
     from nin_jax.preprocess import Preprocess
-    from nin_jax.step import Examples, Setup, TrainState, evaluate, train_steps
+    from nin_jax.step import Examples, evaluate, train_steps
 
-    settings = config(network)
     size, channels, classes = NETWORKS[network]
-    model = NIN(
-        tuple(Block(**row) for row in settings.model.blocks.values()),
-        channels,
-        dtype=jnp.dtype(dtype),
-        rngs=nnx.Rngs(0),
-    )
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    optimiser = optim.make_optimiser(settings.optim, params, model.last_layer, (), 1)
-    mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
-    setup = Setup(
-        model=nnx.graphdef(model),
-        optimiser=optimiser,
-        mesh=mesh,
-        seed=0,
-        batch_size=batch_size,
-        eval_batch_size=batch_size,
-        crop_pad=0,
-        flip=False,
-    )
-    state = TrainState(jnp.int32(0), jnp.int32(0), jnp.int32(0), params, optimiser.init(params))
-    # Where train_steps puts its own results, so that the second call finds the first's program.
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     count = batch_size * steps
+    settings = config(network)
+    settings.dtype, settings.train.batch_size = dtype, batch_size
+    mesh = run.make_mesh(1)
+    plan = make_plan(settings, count, run.is_one_cpu(mesh))
+    setup, init_state = run.build(settings, plan, mesh, (size, size, channels), classes)
+    state = init_state(0)
     keys = jax.random.split(jax.random.key(0))
     examples = Examples(
         jax.random.normal(keys[0], (count, size, size, channels)),

@@ -2,8 +2,13 @@
 
 On a GPU or TPU these are XLA's own operations. XLA's CPU backend runs three of them badly: the
 weight gradient of a convolution (very badly inside `lax.scan`), the 1x1 convolution, and the
-gradient of max pooling. On the CPU those become matrix products and elementwise selections;
-`benchmarks/NOTES.md` has the measurements. The results agree to float tolerance.
+gradient of max pooling. On the CPU those become matrix products and elementwise selections, and
+convolutions of 3x3 and 5x5 between many channels take Winograd's form (`winograd.py`);
+`benchmarks/NOTES.md` has the measurements. The results agree to float tolerance: 1e-6 of the
+largest value, 1e-5 for a 5x5 kernel. Any `precision` but None asks for the direct form.
+
+The choice is made when a program is lowered, by the platform it is lowered for: one compiled on a
+CPU for a TPU, or exported for several platforms, is right on each.
 """
 
 from functools import partial
@@ -13,14 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nin_jax import winograd
+
 _AXES = ('NHWC', 'HWIO', 'NHWC')
 
 # The patches of one chunk of images should stay in the last-level cache (in bytes).
 _CHUNK_BYTES = 8 * 2**20
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == 'cpu'
+def _choose(*arrays, cpu, default):
+    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
 
 
 # ------------------------------------------------------------------------------ convolution
@@ -39,18 +46,58 @@ def conv2d(
     x is (batch, height, width, channels in) and the kernel (height, width, in, out), of one
     dtype (float32 or bfloat16), which is also the result's. Reverse-mode differentiable.
     """
-    if not _on_cpu():
-        return _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision)
-    if kernel_HWIO.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        return _cpu_pointwise(x_BHWC, kernel_HWIO[0, 0], precision)
-    return _cpu_conv(x_BHWC, kernel_HWIO, stride, padding, precision)
+    return _conv(x_BHWC, kernel_HWIO, stride, padding, precision)
 
 
-def _cpu_pointwise(x_BHWC, kernel_IO, precision):
-    """The 1x1 convolution as a matrix product, its sums and its gradients' in float32 at least."""
-    sums = jnp.promote_types(x_BHWC.dtype, jnp.float32)
-    y_BHWO = jnp.matmul(x_BHWC, kernel_IO, precision=precision, preferred_element_type=sums)
-    return y_BHWO.astype(x_BHWC.dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x_BHWC, kernel_HWIO, stride, padding, precision):
+    settings = dict(stride=stride, padding=padding, precision=precision)
+    return _choose(
+        x_BHWC,
+        kernel_HWIO,
+        cpu=partial(_cpu_conv, **settings),
+        default=partial(_lax_conv, **settings),
+    )
+
+
+def _conv_forward(x_BHWC, kernel_HWIO, stride, padding, precision):
+    return _conv(x_BHWC, kernel_HWIO, stride, padding, precision), (x_BHWC, kernel_HWIO)
+
+
+def _conv_backward(stride, padding, precision, saved, grad_BHWO):
+    settings = dict(stride=stride, padding=padding, precision=precision)
+
+    def lax_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, argument):
+        conv = partial(_lax_conv, **settings)
+        return jax.vjp(conv, x_BHWC, kernel_HWIO)[1](grad_BHWO)[argument]
+
+    # Two separate choices: the input gradient of a first layer is dropped as dead code.
+    return tuple(
+        _choose(
+            *saved,
+            grad_BHWO,
+            cpu=partial(cpu, **settings),
+            default=partial(lax_gradient, argument=argument),
+        )
+        for argument, cpu in enumerate((_input_gradient, _kernel_gradient))
+    )
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _cpu_conv(x_BHWC, kernel_HWIO, *, stride, padding, precision):
+    if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
+        return _matmul('bhwi,io->bhwo', x_BHWC, kernel_HWIO[0, 0], precision)
+    if precision is None and winograd.suits(x_BHWC, kernel_HWIO, stride, padding):
+        return winograd.conv(x_BHWC, kernel_HWIO)
+    return _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision)
+
+
+def _matmul(axes, a, b, precision):
+    """A matrix product, its sums in float32 at least."""
+    sums = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.einsum(axes, a, b, precision=precision, preferred_element_type=sums).astype(a.dtype)
 
 
 def _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision):
@@ -64,29 +111,7 @@ def _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision):
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _cpu_conv(x_BHWC, kernel_HWIO, stride, padding, precision):
-    """XLA's forward convolution (fast on a CPU) with gradients of our own."""
-    return _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision)
-
-
-def _cpu_conv_forward(x_BHWC, kernel_HWIO, stride, padding, precision):
-    return _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision), (x_BHWC, kernel_HWIO)
-
-
-def _cpu_conv_backward(stride, padding, precision, saved, grad_BHWO):
-    # Two separate expressions: the input gradient of a first layer is dropped as dead code.
-    x_BHWC, kernel_HWIO = saved
-    return (
-        _input_gradient(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision),
-        _kernel_gradient(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision),
-    )
-
-
-_cpu_conv.defvjp(_cpu_conv_forward, _cpu_conv_backward)
-
-
-def _input_gradient(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision):
+def _input_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, stride, padding, precision):
     if stride != 1:
         conv = partial(_lax_conv, stride=stride, padding=padding, precision=precision)
         _, transpose = jax.vjp(lambda x: conv(x, kernel_HWIO), x_BHWC)
@@ -94,13 +119,28 @@ def _input_gradient(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision):
     # A forward convolution with the flipped kernel. The barrier keeps XLA from folding the flip
     # back into the gradient form that it is slow at.
     flipped_HWOI = lax.optimization_barrier(kernel_HWIO[::-1, ::-1].swapaxes(2, 3))
-    pads = [(size - 1 - padding,) * 2 for size in kernel_HWIO.shape[:2]]
+    pads = [size - 1 - padding for size in kernel_HWIO.shape[:2]]
+    if pads[0] == pads[1]:
+        return _cpu_conv(grad_BHWO, flipped_HWOI, stride=1, padding=pads[0], precision=precision)
     return lax.conv_general_dilated(
-        grad_BHWO, flipped_HWOI, (1, 1), pads, dimension_numbers=_AXES, precision=precision
+        grad_BHWO,
+        flipped_HWOI,
+        (1, 1),
+        [(pad, pad) for pad in pads],
+        dimension_numbers=_AXES,
+        precision=precision,
     )
 
 
-def _kernel_gradient(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision):
+def _kernel_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, stride, padding, precision):
+    if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
+        return _matmul('bhwi,bhwo->io', x_BHWC, grad_BHWO, precision)[None, None]
+    if precision is None and winograd.suits(x_BHWC, kernel_HWIO, stride, padding):
+        return winograd.kernel_gradient(x_BHWC, grad_BHWO, len(kernel_HWIO))
+    return _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision)
+
+
+def _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision):
     """Sum over chunks of images of patches^T @ output gradient, accumulated in float32."""
     kernel_size = kernel_HWIO.shape[:2]
     batch, out_height, out_width, features = grad_BHWO.shape
@@ -164,9 +204,63 @@ def max_pool(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
     (cuda-convnet's layer.py `outputsX`; Caffe's pooling_layer.cpp). The gradient of tied
     maxima goes to the first of them in row-major order, as in Caffe and PyTorch.
     """
-    if _on_cpu():
-        return _cpu_max_pool(x_BHWC, window, stride, x_BHWC.shape[1:3])
-    return _reduce_window(x_BHWC, -jnp.inf, lax.max, window, stride)
+    return _max_pool(x_BHWC, window, stride)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool(x_BHWC, window, stride):
+    return _max_pool_forward(x_BHWC, window, stride)[0]
+
+
+def _max_pool_forward(x_BHWC, window, stride):
+    """The maxima, and what the gradient needs: the image, or on a CPU the maxima's positions."""
+
+    def xla(x_BHWC):
+        y_BHWC = _xla_max_pool(x_BHWC, window, stride)
+        return y_BHWC, jnp.zeros(y_BHWC.shape, _position_dtype(window))
+
+    cpu = partial(_max_and_position, window=window, stride=stride)
+    y_BHWC, position_BHWC = _choose(x_BHWC, cpu=cpu, default=xla)
+    return y_BHWC, (x_BHWC, position_BHWC)
+
+
+def _max_pool_backward(window, stride, saved, grad_BHWC):
+    def cpu(x_BHWC, position_BHWC, grad_BHWC):
+        grads = [jnp.where(position_BHWC == i, grad_BHWC, 0) for i in range(window * window)]
+        return _spread(grads, x_BHWC.shape[1:3], window, stride)
+
+    def xla(x_BHWC, position_BHWC, grad_BHWC):
+        return jax.vjp(lambda x: _xla_max_pool(x, window, stride), x_BHWC)[1](grad_BHWC)[0]
+
+    return (_choose(*saved, grad_BHWC, cpu=cpu, default=xla),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _xla_max_pool(x_BHWC, window, stride):
+    return lax.reduce_window(
+        x_BHWC,
+        -jnp.inf,
+        lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        _overhang(x_BHWC, window, stride),
+    )
+
+
+def _max_and_position(x_BHWC, window, stride):
+    pixels = _window_pixels(x_BHWC, -jnp.inf, window, stride)
+    dtype = _position_dtype(window)
+    best, position = pixels[0], jnp.zeros(pixels[0].shape, dtype)
+    for index, pixel in enumerate(pixels[1:], 1):
+        position = jnp.where(pixel > best, dtype.type(index), position)
+        best = jnp.maximum(best, pixel)  # unlike a where on the comparison, keeps NaN
+    return best, position
+
+
+def _position_dtype(window):
+    return np.min_scalar_type(window * window)
 
 
 def avg_pool(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
@@ -176,9 +270,7 @@ def avg_pool(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
         starts = np.arange(_out_size(size, window, stride)) * stride
         pixels.append(np.minimum(starts + window, size) - starts)
     share_HW1 = (1 / np.outer(*pixels))[..., None].astype(x_BHWC.dtype)
-    if _on_cpu():
-        return sum(_window_pixels(x_BHWC, 0, window, stride)) * share_HW1
-    return _reduce_window(x_BHWC, 0.0, lax.add, window, stride) * share_HW1
+    return sum(_window_pixels(x_BHWC, 0, window, stride)) * share_HW1
 
 
 def _out_size(size: int, window: int, stride: int) -> int:
@@ -196,17 +288,6 @@ def _overhang(x_BHWC, window, stride):
         ),
         (0, 0),
     ]
-
-
-def _reduce_window(x_BHWC, init, op, window, stride):
-    return lax.reduce_window(
-        x_BHWC,
-        init,
-        op,
-        (1, window, window, 1),
-        (1, stride, stride, 1),
-        _overhang(x_BHWC, window, stride),
-    )
 
 
 def _window_pixels(x_BHWC, fill, window, stride):
@@ -250,30 +331,3 @@ def _interleave(parts, axis, size, stride):
     whole = jnp.stack(residues, axis + 1)
     whole = whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
     return pad(whole, 0, size - whole.shape[axis])
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _cpu_max_pool(x_BHWC, window, stride, image_size):
-    return _max_and_position(x_BHWC, window, stride)[0]
-
-
-def _max_and_position(x_BHWC, window, stride):
-    pixels = _window_pixels(x_BHWC, -jnp.inf, window, stride)
-    dtype = np.min_scalar_type(len(pixels))
-    best, position = pixels[0], jnp.zeros(pixels[0].shape, dtype)
-    for index, pixel in enumerate(pixels[1:], 1):
-        position = jnp.where(pixel > best, dtype.type(index), position)
-        best = jnp.maximum(best, pixel)  # unlike a where on the comparison, keeps NaN
-    return best, position
-
-
-def _cpu_max_pool_forward(x_BHWC, window, stride, image_size):
-    return _max_and_position(x_BHWC, window, stride)
-
-
-def _cpu_max_pool_backward(window, stride, image_size, position_BHWC, grad_BHWC):
-    grads = [jnp.where(position_BHWC == index, grad_BHWC, 0) for index in range(window * window)]
-    return (_spread(grads, image_size, window, stride),)
-
-
-_cpu_max_pool.defvjp(_cpu_max_pool_forward, _cpu_max_pool_backward)

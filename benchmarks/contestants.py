@@ -1,4 +1,4 @@
-"""The two sides of `benchmarks.throughput`: this code base, and the same network in PyTorch.
+"""The two sides of the throughput benchmark: this code base, and the same network in PyTorch.
 
 Each is built by a function `(network, dtype, batch_size, steps) -> Contestant`; both train on
 images that lie on the device already, as whitened float32.

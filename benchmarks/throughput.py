@@ -1,25 +1,14 @@
 """Training and forward throughput, this code base and PyTorch side by side.
 
-    pip install -r benchmarks/requirements.txt
-    python -m benchmarks.throughput --networks cifar10,mnist --batches 32,128 --out cpu.json
-
 Every contestant lives in a process of its own (so that peak memory and thread pools are its own)
 and they take turns, round after round, while the others sleep: what else the machine does hits all
-alike. The median round counts. Compilation and warm-up are timed apart. On a machine with a GPU
-and the GPU builds of both libraries the same command makes the GPU's table.
+alike. The median round counts. Compilation and warm-up are timed apart. The roof is a product of
+two large matrices, the best of both libraries, in the same run and the same dtype.
 """
 
-import argparse
-import importlib.metadata
-import json
 import multiprocessing
 import os
-import pathlib
-import platform
 import statistics
-import subprocess
-import sys
-import time
 from functools import partial
 
 from benchmarks import contestants
@@ -65,19 +54,21 @@ def ask(pipe, question: str, seconds: float) -> float | str:
         return 'its process died'
 
 
-def measure(network: str, batch_size: int, options: argparse.Namespace) -> list[dict]:
-    """Rows of results, one for each variant and mode."""
+def measure(
+    network: str, batch_size: int, variants: list[str], *, steps: int, rounds: int, limit: float
+) -> list[dict]:
+    """Rows of results, one for each variant and mode; `limit` seconds to wait for an answer."""
     context = multiprocessing.get_context('spawn')
     processes, pipes, rows = {}, {}, {}
-    for variant in options.variants:
+    for variant in variants:
         pipes[variant], theirs = context.Pipe()
         processes[variant] = context.Process(
-            target=serve, daemon=True, args=(theirs, variant, network, batch_size, options.steps)
+            target=serve, daemon=True, args=(theirs, variant, network, batch_size, steps)
         )
         processes[variant].start()
         theirs.close()  # so that a dead process ends the wait for its answer
         for mode in MODES:  # one after the other: compilation is timed too
-            warm_up = ask(pipes[variant], mode, options.limit)
+            warm_up = ask(pipes[variant], mode, limit)
             rows[variant, mode] = dict(
                 network=network,
                 batch_size=batch_size,
@@ -89,13 +80,13 @@ def measure(network: str, batch_size: int, options: argparse.Namespace) -> list[
             )
             if isinstance(warm_up, str):
                 rows[variant, mode]['failed'] = warm_up
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for mode in MODES:
-            for variant in options.variants:
+            for variant in variants:
                 row = rows[variant, mode]
                 if 'failed' in row:
                     continue
-                seconds = ask(pipes[variant], mode, options.limit)
+                seconds = ask(pipes[variant], mode, limit)
                 if isinstance(seconds, str):
                     row['failed'] = seconds
                 else:
@@ -107,7 +98,7 @@ def measure(network: str, batch_size: int, options: argparse.Namespace) -> list[
             process.kill()
         for mode in MODES:
             rows[variant, mode]['peak_memory_bytes'] = peak
-    return finish(list(rows.values()), network, batch_size, options.steps)
+    return finish(list(rows.values()), network, batch_size, steps)
 
 
 def finish(rows: list[dict], network: str, batch_size: int, steps: int) -> list[dict]:
@@ -129,119 +120,3 @@ def finish(rows: list[dict], network: str, batch_size: int, steps: int) -> list[
         if rivals and 'failed' not in row:
             row['ratio_to_best_torch'] = row['images_per_s'] / max(rivals)
     return rows
-
-
-def show(rows: list[dict]) -> None:
-    head = rows[0]
-    print(
-        f'\n{head["network"]}, batch {head["batch_size"]}\n'
-        f'{"mode":8} {"variant":19} {"images/s":>9} {"/ best torch":>12} {"GFLOP/s":>9} '
-        f'{"first, s":>9} {"peak, MiB":>10}'
-    )
-    for row in sorted(rows, key=lambda row: list(MODES).index(row['mode'])):
-        start = f'{row["mode"]:8} {row["variant"]:19} '
-        if 'failed' in row:
-            print(start + row['failed'][:80])
-            continue
-        ratio = f'{row["ratio_to_best_torch"]:.2f}' if 'ratio_to_best_torch' in row else ''
-        print(
-            start + f'{row["images_per_s"]:9.1f} {ratio:>12} '
-            f'{row["flop_per_s"] / 1e9:9.1f} {row["compile_and_first_s"]:9.1f} '
-            f'{row["peak_memory_bytes"] / 2**20:10.0f}',
-            flush=True,
-        )
-
-
-def circumstances() -> dict:
-    """Command, commit, versions and hardware."""
-
-    def output(*command: str) -> str:
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-            return done.stdout.strip()
-        except (OSError, subprocess.TimeoutExpired):
-            return ''
-
-    def version(package: str) -> str:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return 'not installed'
-
-    cpu_info = pathlib.Path('/proc/cpuinfo')
-    names = [
-        line.split(':')[1].strip()
-        for line in (cpu_info.read_text().splitlines() if cpu_info.exists() else ())
-        if line.startswith('model name')
-    ]
-    return {
-        'command': ['python', '-m', 'benchmarks.throughput', *sys.argv[1:]],
-        'commit': output('git', 'rev-parse', 'HEAD') or 'unknown',
-        'uncommitted_changes': bool(output('git', 'status', '--porcelain')),
-        'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-        'python': platform.python_version(),
-        'versions': {package: version(package) for package in ('jax', 'jaxlib', 'flax', 'torch')},
-        'cpu': names[0] if names else platform.processor(),
-        'cpu_count': len(os.sched_getaffinity(0)),
-        'load_average': os.getloadavg(),
-        'gpu': output('nvidia-smi', '--query-gpu=name,driver_version', '--format=csv,noheader'),
-    }
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-
-    def names(known):
-        def split(text: str) -> list[str]:
-            if wrong := [name for name in text.split(',') if name not in known]:
-                raise argparse.ArgumentTypeError(f'{wrong[0]!r} is not one of {", ".join(known)}')
-            return text.split(',')
-
-        return split
-
-    def positive(text: str) -> int:
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
-        return int(text)
-
-    parser.add_argument(
-        '--networks', type=names(contestants.NETWORKS), default=['cifar10', 'cifar100', 'mnist']
-    )
-    parser.add_argument(
-        '--variants',
-        type=names(VARIANTS),
-        default=list(VARIANTS),
-        help=f'of: {", ".join(VARIANTS)}',
-    )
-    parser.add_argument(
-        '--batches', type=lambda text: [positive(b) for b in text.split(',')], default=[32, 128]
-    )
-    parser.add_argument(
-        '--steps',
-        type=positive,
-        default=4,
-        help='batches in a measurement (ours: one dispatch); on a GPU try 100',
-    )
-    parser.add_argument('--rounds', type=positive, default=7, help='the median round counts')
-    parser.add_argument(
-        '--limit', type=positive, default=600, help='seconds to wait for one measurement'
-    )
-    parser.add_argument('--out', type=pathlib.Path, help='write the results here, as JSON')
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str]) -> None:
-    options = parse(argv)
-    results = {**circumstances(), 'results': []}
-    for network in options.networks:
-        for batch_size in options.batches:
-            rows = measure(network, batch_size, options)
-            show(rows)
-            results['results'] += rows
-            if options.out:  # after each table: a run that is stopped keeps what it has
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(results, indent=1) + '\n')
-
-
-if __name__ == '__main__':
-    main(sys.argv[1:])

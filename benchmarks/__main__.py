@@ -1,0 +1,103 @@
+"""How fast this code base is on this machine, beside PyTorch: one command, one JSON, one page.
+
+    pip install -r benchmarks/requirements.txt
+    python -m benchmarks --out=results/benchmarks/cpu.json
+    python -m benchmarks --parts=throughput --networks=cifar10 --batches=128 --rounds=3
+
+On a machine with a GPU, and the GPU builds of both libraries, the same command makes the GPU's
+tables; `--steps=100` is a good choice there. What does not run here (no C++ compiler for
+torch.compile, a dataset that is not prepared) becomes a row that says so.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from benchmarks import contestants, roof, scaling, startup, tables, throughput
+from benchmarks.circumstances import circumstances
+
+PARTS = ('throughput', 'startup', 'scaling')
+
+
+def main(argv: list[str]) -> int:
+    options = parse(argv)
+    results = circumstances() | {'roof': roof.measure(), 'throughput': []}
+
+    def keep() -> None:  # after each table: a run that is stopped keeps what it has
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(results, indent=1) + '\n')
+            options.out.with_suffix('.md').write_text(tables.page(results))
+
+    if 'throughput' in options.parts:
+        for network in options.networks:
+            for batch_size in options.batches:
+                rows = throughput.measure(
+                    network,
+                    batch_size,
+                    options.variants,
+                    steps=options.steps,
+                    rounds=options.rounds,
+                    limit=options.limit,
+                )
+                results['throughput'] += rows
+                print(tables.throughput(rows, results['roof']), flush=True)
+                keep()
+    if 'startup' in options.parts:
+        results['startup'] = startup.measure(options.repeats)
+        print(tables.startup(results['startup']), flush=True)
+        keep()
+    if 'scaling' in options.parts:
+        results['scaling'] = scaling.measure(options.networks[0], options.repeats)
+        print(tables.scaling(results['scaling']), flush=True)
+        keep()
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks', description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+
+    def names(known):
+        def split(text: str) -> list[str]:
+            if wrong := [name for name in text.split(',') if name not in known]:
+                raise argparse.ArgumentTypeError(f'{wrong[0]!r} is not one of {", ".join(known)}')
+            return text.split(',')
+
+        return split
+
+    def positive(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+        return int(text)
+
+    def positives(text: str) -> list[int]:
+        return [positive(word) for word in text.split(',')]
+
+    def choice(flag: str, known, default: list[str]):
+        parser.add_argument(
+            flag, type=names(known), default=default, help=f'of: {", ".join(known)}'
+        )
+
+    choice('--parts', PARTS, list(PARTS))
+    choice('--networks', contestants.NETWORKS, ['cifar10', 'cifar100', 'mnist'])
+    choice('--variants', throughput.VARIANTS, list(throughput.VARIANTS))
+    parser.add_argument('--batches', type=positives, default=[32, 128])
+    parser.add_argument(
+        '--steps', type=positive, default=4, help='batches in a measurement (ours: one dispatch)'
+    )
+    parser.add_argument('--rounds', type=positive, default=7, help='the median round counts')
+    parser.add_argument('--repeats', type=positive, default=3, help='of start-up and scaling')
+    parser.add_argument(
+        '--limit', type=positive, default=600, help='seconds to wait for one measurement'
+    )
+    parser.add_argument(
+        '--out', type=pathlib.Path, help='write the results here as JSON, and a page beside it'
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""What the machine can do at best: FLOP/s of a product of two large matrices."""
+
+import multiprocessing
+import statistics
+import time
+
+
+def measure(size: int | None = None, repeats: int = 9) -> dict[str, float]:
+    """{dtype: FLOP/s}, the better library's median; in a process of its own for each."""
+    context = multiprocessing.get_context('spawn')
+    best: dict[str, float] = {}
+    for library in (of_jax, of_torch):
+        with context.Pool(1) as pool:
+            for dtype, rate in pool.apply(library, (size, repeats)).items():
+                best[dtype] = max(best.get(dtype, 0.0), rate)
+    return best
+
+
+def of_jax(size: int | None, repeats: int) -> dict[str, float]:
+    import jax
+
+    size = size or (2048 if jax.default_backend() == 'cpu' else 8192)
+    multiply = jax.jit(lambda a: a @ a)
+    rates = {}
+    for dtype in ('float32', 'bfloat16'):
+        a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+        rates[dtype] = rate(lambda a=a: multiply(a).block_until_ready(), size, repeats)
+    return rates
+
+
+def of_torch(size: int | None, repeats: int) -> dict[str, float]:
+    try:
+        import torch
+    except ImportError:
+        return {}
+    on_gpu = torch.cuda.is_available()
+    size = size or (8192 if on_gpu else 2048)
+
+    def multiply(a):
+        a @ a
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    rates = {}
+    for dtype in ('float32', 'bfloat16'):
+        a = torch.randn(size, size, device='cuda' if on_gpu else 'cpu').to(getattr(torch, dtype))
+        rates[dtype] = rate(lambda a=a: multiply(a), size, repeats)
+    return rates
+
+
+def rate(product, size: int, repeats: int) -> float:
+    """FLOP/s of the median call, after one to warm up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds[1:])

@@ -1,0 +1,193 @@
+"""How the time of a training step grows, and what the loop around the steps adds to it."""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.circumstances import gpu
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def measure(network: str, repeats: int) -> dict[str, list[dict]]:
+    """Tables by batch size, by number of training images, by devices; and the loop's cost."""
+    return {
+        'by_batch': [
+            child('step', network, batch, 1024, repeats) for batch in (16, 32, 64, 128, 256)
+        ],
+        'by_images': [
+            child('step', network, 128, images, repeats) for images in (1024, 10_000, 50_000)
+        ],
+        'by_devices': by_devices(network, repeats),
+        'loop': [
+            child('loop', network, 128, 2048, repeats),
+            child('loop', 'tiny', 32, 2048, repeats),
+        ],
+    }
+
+
+def by_devices(network: str, repeats: int) -> list[dict]:
+    """One program over 1, 2, 4, ... of the machine's GPUs, or of its cores as so many devices."""
+    gpus = gpu().count(';') + 1 if gpu() else 0
+    flag = '--xla_force_host_platform_device_count='
+    return [
+        child(
+            *('step', network, 128, 1024, repeats),
+            devices=n,
+            env={} if gpus else {'XLA_FLAGS': f'{flag}{n}'},
+        )
+        for n in (1, 2, 4, 8)
+        if n <= (gpus or len(os.sched_getaffinity(0)))
+    ]
+
+
+def child(what: str, *arguments, devices: int = 1, env: dict | None = None) -> dict:
+    """A measurement in a process of its own; a failure is a row too."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.scaling', what, *map(str, (*arguments, devices))],
+        cwd=ROOT,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        error = (done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]
+        return {'arguments': arguments, 'devices': devices, 'failed': error}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def synthetic_run(network: str, batch_size: int, images: int, devices: int, **overrides):
+    """A run on random images that lie on the device; 'tiny' is a network of one small layer."""
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from benchmarks import contestants
+    from nin_jax import run
+    from nin_jax.config import block, make_plan
+    from nin_jax.preprocess import Preprocess
+    from nin_jax.step import Examples
+
+    config = contestants.config('mnist' if network == 'tiny' else network)
+    size, channels, classes = contestants.NETWORKS['mnist' if network == 'tiny' else network]
+    if network == 'tiny':
+        config.model.blocks = type(config)(dict(mlpconv1=block((classes,), 3, init_std=())))
+        size = 8
+    config.train.batch_size = batch_size
+    config.update_from_flattened_dict(overrides)
+    mesh = run.make_mesh(devices)
+    plan = make_plan(config, images, jax.default_backend() == 'cpu')
+    setup, init_state = run.build(config, plan, mesh, (size, size, channels), classes)
+    rng = np.random.default_rng(0)
+    here = NamedSharding(mesh, PartitionSpec())
+    examples = jax.device_put(
+        Examples(
+            rng.normal(size=(images, size, size, channels)).astype(np.float32),
+            rng.integers(0, classes, images).astype(np.int32),
+        ),
+        here,
+    )
+    preprocess = jax.device_put(Preprocess('scale'), here)  # not applied: the images are floats
+    names = tuple(map(str, range(classes)))
+    return run.Run(config, plan, setup, preprocess, examples, examples, names, init_state)
+
+
+def step(network: str, batch_size: int, images: int, repeats: int, devices: int) -> dict:
+    """Seconds of a training step, in calls of as many steps as a run on this machine makes."""
+    import jax
+
+    from nin_jax.step import train_steps
+
+    run = synthetic_run(network, batch_size, images, devices)
+    state, steps, seconds = run.init_state(0), run.plan.steps_per_call, []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        state, metrics = train_steps(
+            state, run.train, run.preprocess, setup=run.setup, num_steps=steps
+        )
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds[1:]) / steps
+    return {
+        'network': network,
+        'batch_size': batch_size,
+        'images': images,
+        'devices': devices,
+        'compile_and_first_s': seconds[0],
+        'step_s': median,
+        'images_per_s': batch_size / median,
+    }
+
+
+def loop(network: str, batch_size: int, images: int, repeats: int, devices: int) -> dict:
+    """The training loop (metrics, records, a checkpoint in 50 steps) beside the bare program.
+
+    In turns, on the same compiled program, without evaluations.
+    """
+    import jax
+
+    from nin_jax import loop as training
+    from nin_jax.checkpoint import Checkpoints
+    from nin_jax.records import Records, Stopwatch
+
+    calls = 5 if network == 'tiny' else 1
+    run = synthetic_run(
+        network,
+        batch_size,
+        images,
+        devices,
+        **{
+            'train.duration': f'{50 * calls}steps',
+            'eval.every': f'{10**6}steps',
+            'checkpoint.every': '50steps',
+        },
+    )
+    total, steps = run.plan.total_steps, run.plan.steps_per_call
+    compiled, _ = training.programs(run, run.init_state(0), Stopwatch())
+
+    def bare() -> float:
+        state = run.init_state(0)
+        start = time.perf_counter()
+        for _ in range(total // steps):
+            state, metrics = compiled(steps)(state, run.train, run.preprocess)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - start
+
+    def whole() -> float:
+        with tempfile.TemporaryDirectory() as name:
+            folder, clock, state = pathlib.Path(name), Stopwatch(), run.init_state(0)
+            with (
+                Checkpoints(folder / 'checkpoints', 2, print) as checkpoints,
+                Records(
+                    folder, total, batch_size, run.plan.steps_per_epoch, (0, 0), clock
+                ) as records,
+            ):
+                start = time.perf_counter()
+                training.train(run, state, records, checkpoints, clock, {})
+                seconds = time.perf_counter() - start
+            return seconds - clock.seconds['eval'] - clock.seconds['compile']
+
+    pairs = [(bare(), whole()) for _ in range(repeats + 1)][1:]
+    extra = statistics.median(b - a for a, b in pairs)
+    alone = statistics.median(a for a, _ in pairs)
+    return {
+        'network': network,
+        'batch_size': batch_size,
+        'steps': total,
+        'steps_per_call': steps,
+        'bare_s': alone,
+        'loop_s': alone + extra,
+        'extra_share': extra / alone,
+        'extra_ms_per_call': 1e3 * extra / (total / steps),
+    }
+
+
+if __name__ == '__main__':
+    what, network, *numbers = sys.argv[1:]
+    result = {'step': step, 'loop': loop}[what](network, *map(int, numbers))
+    print(json.dumps(result))

@@ -1,0 +1,119 @@
+"""How long a user waits: for --help, for the first step of a run, for the data.
+
+Every figure is of a process of its own, timed from outside, the median of several.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+FIRST_STEP = {  # what is started; the data of all but the quickstart must be prepared
+    'quickstart': 'quickstart.py',
+    'CIFAR-10, 512 images': 'cifar10.py:smoke',
+    'CIFAR-10': 'cifar10.py',
+}
+
+
+def measure(repeats: int) -> list[dict]:
+    """Rows {'what', 'seconds': [...], 'median_s'} or {'what', 'failed'}."""
+    rows = [row('--help', [seconds_of_help() for _ in range(repeats)])]
+    for name, page in FIRST_STEP.items():
+        cold, warm = [], []
+        try:
+            for _ in range(repeats):
+                with tempfile.TemporaryDirectory() as folder:
+                    cache = pathlib.Path(folder) / 'cache'
+                    cold.append(seconds_to_first_step(page, pathlib.Path(folder) / 'cold', cache))
+                    warm.append(seconds_to_first_step(page, pathlib.Path(folder) / 'warm', cache))
+        except RuntimeError as e:
+            rows.append({'what': f'{name}: first step', 'failed': str(e)})
+            continue
+        rows.append(row(f'{name}: first step, nothing compiled yet', cold))
+        rows.append(row(f'{name}: first step, second start', warm))
+    rows += data_rows(repeats)
+    return rows
+
+
+def row(what: str, seconds: list[float]) -> dict:
+    return {'what': what, 'seconds': seconds, 'median_s': statistics.median(seconds)}
+
+
+def seconds_of_help() -> float:
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, '-m', 'experiments.main', '--help'], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    return time.perf_counter() - start
+
+
+def seconds_to_first_step(page: str, workdir: pathlib.Path, cache: pathlib.Path) -> float:
+    """From the command to the first line of metrics, of a run of one step a call."""
+    command = [
+        *(sys.executable, '-m', 'experiments.main'),
+        f'--config=experiments/configs/{page}',
+        f'--workdir={workdir}',
+        '--config.train.duration=2steps',
+        '--config.train.steps_per_call=1',
+    ]
+    environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache)}
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        metrics = workdir / 'metrics.jsonl'
+        while not (metrics.exists() and '"train"' in metrics.read_text()):
+            if process.poll() is not None:
+                raise RuntimeError(process.stderr.read().strip() or 'the run ended without a step')
+            time.sleep(0.01)
+        seconds = time.perf_counter() - start
+        process.kill()
+    return seconds
+
+
+_LOAD = """
+import sys, time
+from nin_jax import datasets
+start = time.perf_counter()
+images = datasets.load('cifar10', 'train+valid').images
+checksum = images[::1000].sum()  # the pages are read
+print(time.perf_counter() - start, len(images))
+"""
+_DECODE = """
+import os, time
+import tensorflow_datasets as tfds
+start = time.perf_counter()
+source = tfds.data_source('cifar10', split='train[:2000]', data_dir=os.environ.get('TFDS_DATA_DIR'))
+images = [example['image'] for example in source]
+print(time.perf_counter() - start, len(images))
+"""
+
+
+def data_rows(repeats: int) -> list[dict]:
+    """CIFAR-10's training images from the cache, and from TFDS one by one as a program would."""
+    rows = []
+    for what, program in (('from the cache', _LOAD), ('by tfds.data_source', _DECODE)):
+        results = [
+            subprocess.run(
+                [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
+            )
+            for _ in range(repeats)
+        ]
+        what = f'CIFAR-10 images {what}'
+        if any(r.returncode for r in results):
+            rows.append({'what': what, 'failed': results[0].stderr.strip().splitlines()[-1]})
+            continue
+        seconds, counts = zip(*(map(json.loads, r.stdout.split()) for r in results), strict=True)
+        done = row(f'{counts[0]:,} {what}', list(seconds))
+        rows.append(done | {'images_per_s': counts[0] / done['median_s']})
+    return rows

@@ -1,0 +1,106 @@
+"""The results as Markdown."""
+
+from benchmarks.throughput import MODES
+
+
+def page(results: dict) -> str:
+    """Everything measured, with what it was measured on."""
+    roof = ', '.join(f'{dtype} {rate / 1e9:,.0f}' for dtype, rate in results['roof'].items())
+    hardware = results['gpu'] or f'{results["cpu_count"]} cores of {results["cpu"]}'
+    versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
+    load = results['load_average_before'][0]
+    parts = [
+        '# How fast',
+        f'Made by `{results["command"]}` at commit {results["commit"]}, {results["time"]}; do not '
+        f'edit.\n{hardware}; {versions}; load average before: {load:.2f}.\nThe roof, a product of '
+        f'two large matrices: {roof} GFLOP/s. Ratios hold within a table, whose rows were measured '
+        'in turns.',
+    ]
+    groups: dict[tuple, list] = {}
+    for row in results['throughput']:
+        groups.setdefault((row['network'], row['batch_size']), []).append(row)
+    parts += [throughput(rows, results['roof']) for rows in groups.values()]
+    if 'startup' in results:
+        parts.append(startup(results['startup']))
+    if 'scaling' in results:
+        parts.append(scaling(results['scaling']))
+    return '\n\n'.join(parts) + '\n'
+
+
+def throughput(rows: list[dict], roof: dict[str, float]) -> str:
+    """One network at one batch size: images/s, ratio to the best PyTorch of the same dtype, ..."""
+    cells = []
+    for row in sorted(rows, key=lambda row: list(MODES).index(row['mode'])):
+        name = [row['mode'], row['variant']]
+        if 'failed' in row:
+            cells.append([*name, *[''] * 5, row['failed'][:80]])
+            continue
+        ratio = row.get('ratio_to_best_torch')
+        cells.append(
+            [
+                *name,
+                f'{row["images_per_s"]:,.1f}',
+                '' if ratio is None else f'{ratio:.2f}',
+                f'{row["flop_per_s"] / 1e9:,.1f}',
+                f'{row["flop_per_s"] / roof[row["dtype"]]:.0%}',
+                f'{row["compile_and_first_s"]:.1f}',
+                f'{row["peak_memory_bytes"] / 2**20:,.0f}',
+            ]
+        )
+    head = ['', 'variant', 'images/s', '/ best PyTorch', 'GFLOP/s', 'of the roof', 'first call, s']
+    title = f'## {rows[0]["network"]}, batch {rows[0]["batch_size"]}'
+    return f'{title}\n\n{table([*head, "peak memory, MiB"], cells)}'
+
+
+def startup(rows: list[dict]) -> str:
+    cells = []
+    for row in rows:
+        if 'failed' in row:
+            cells.append([row['what'], row['failed'][:100], ''])
+            continue
+        rate = f'{row["images_per_s"]:,.0f}' if 'images_per_s' in row else ''
+        cells.append([row['what'], f'{row["median_s"]:.2f}', rate])
+    return f'## Start-up and data\n\n{table(["", "seconds", "images/s"], cells)}'
+
+
+def scaling(results: dict[str, list[dict]]) -> str:
+    cells = []
+    for key in ('by_batch', 'by_images', 'by_devices'):
+        for row in results[key]:
+            if 'failed' in row:
+                cells.append([key[3:], str(row['arguments']), row['failed'][:80], '', '', ''])
+                continue
+            cells.append(
+                [
+                    key[3:],
+                    f'{row["batch_size"]}',
+                    f'{row["images"]:,}',
+                    f'{row["devices"]}',
+                    f'{1e3 * row["step_s"]:,.1f}',
+                    f'{row["images_per_s"]:,.1f}',
+                ]
+            )
+    head = ['by', 'batch', 'training images', 'devices', 'ms a step', 'images/s']
+    loops = [
+        [
+            f'{row["network"]}, batch {row["batch_size"]}',
+            f'{row["steps"]:,} of {row["steps_per_call"]} a call',
+            f'{row["bare_s"]:.2f}',
+            f'{row["extra_ms_per_call"]:.2f}',
+            f'{row["extra_share"]:.2%}',
+        ]
+        if 'failed' not in row
+        else [str(row['arguments']), row['failed'][:80], '', '', '']
+        for row in results['loop']
+    ]
+    loop_head = ['network', 'steps', 'bare program, s', 'loop adds, ms a call', 'share']
+    return (
+        f'## How a step grows\n\n{table(head, cells)}\n\n## What the loop adds\n\n'
+        'Metrics, records and one checkpoint, beside the bare compiled program.\n\n'
+        f'{table(loop_head, loops)}'
+    )
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)

@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from nin_jax.config import flatten
-from nin_jax.errors import UserError, did_you_mean
+from nin_jax.errors import UserError, did_you_mean, os_sentence
 
 MISTAKE = 2
 CONFIGS = pathlib.Path('experiments/configs')
@@ -32,18 +32,15 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except OSError as e:  # a full disk, a folder that cannot be written, ...
             if e.errno is None:
                 raise
-            where = f" '{e.filename}'" if e.filename else ''
-            return complain(
-                f'{e.strerror}{where}: check the path, its permissions and the space '
-                'left on its disk'
-            )
+            return complain(os_sentence(e))
 
     app.run(guarded, flags_parser=parse)
 
 
 def complain(message: str, status: int = MISTAKE) -> int:
-    """Prints the sentence and hands back the exit status."""
-    print(f'error: {message}', file=sys.stderr)
+    """Prints the sentence, unless it is another process's to tell; returns the exit status."""
+    if message:
+        print(f'error: {message}', file=sys.stderr)
     return status
 
 

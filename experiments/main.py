@@ -6,6 +6,11 @@
     python -m experiments.main --config=experiments/configs/quickstart.py \\
         --workdir=runs/quickstart --mode=eval
 
+Several processes train one run when each is told where the first listens:
+
+    python -m experiments.main --config=... --workdir=... --distributed=localhost:12345,2,0 &
+    python -m experiments.main --config=... --workdir=... --distributed=localhost:12345,2,1
+
 Run the same command again to resume. Exit status: 0 done, 1 diverged, 2 a mistake in the command,
 75 stopped on request and saved: run it again.
 """
@@ -28,6 +33,12 @@ MODE = flags.DEFINE_enum(
     ['train', 'eval', 'describe', 'dryrun'],
     'dryrun compiles, tells what the run would take, and stops.',
 )
+DISTRIBUTED = flags.DEFINE_string(
+    'distributed',
+    None,
+    "Trains with other processes: 'auto' on a TPU pod, SLURM or Kubernetes, or "
+    'HOST:PORT,COUNT,INDEX: where process 0 listens, how many they are, which this is.',
+)
 STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate; the newest if not given.')
 
 
@@ -43,12 +54,16 @@ def main(argv: list[str]) -> int:
             f'--workdir is missing: --mode={MODE.value} needs the folder of a run, '
             'such as --workdir=runs/quickstart'
         )
-    from nin_jax import commands  # JAX takes seconds to import; mistakes above are told at once
+    if DISTRIBUTED.value is not None and MODE.value != 'train':
+        raise UserError(f'--mode={MODE.value} takes one process: leave --distributed away')
+    # JAX takes seconds to import; mistakes above are told at once
+    from nin_jax import commands, distributed
 
     match MODE.value:
         case 'train':
             command = shlex.join(['python', '-m', 'experiments.main', *sys.argv[1:]])
-            return commands.train(CONFIG.value, pathlib.Path(WORKDIR.value), command)
+            with distributed.joined(DISTRIBUTED.value):
+                return commands.train(CONFIG.value, pathlib.Path(WORKDIR.value), command)
         case 'eval':
             return commands.evaluate(CONFIG.value, pathlib.Path(WORKDIR.value), STEP.value)
         case 'describe':

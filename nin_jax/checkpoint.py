@@ -2,9 +2,11 @@
 
 Orbax restores an array with a flipped byte without a word, and takes an empty folder for the latest
 step; so every checkpoint carries a SHA-256 of its arrays, and restoring walks from the newest to
-the oldest until one is whole.
+the oldest until one is whole. Several processes save together, and each reads by itself: they agree
+on which checkpoint is whole.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -13,10 +15,12 @@ import sys
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from nin_jax import distributed
 from nin_jax.errors import CheckpointError
 from nin_jax.step import TrainState
 
@@ -55,6 +59,7 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         latest = checkpoint_managers.LatestN(keep)
+        self._several = distributed.several()
         self._folder, self._warn, self._read_only = folder.absolute(), warn, read_only
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -71,8 +76,10 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._manager.close()
+    def __exit__(self, _, error, __):
+        # Closing waits for the other processes, but an error of this one's own is unknown to them.
+        if error is None or isinstance(error, distributed.SharedMistake) or not self._several:
+            self._manager.close()
 
     def save(self, step: int, state: TrainState, meta: dict, error: float | None) -> None:
         """Starts writing in the background; a step that is there already stays as it is.
@@ -85,14 +92,14 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         # A copy of our own: the next step is given the state's buffers to write into.
-        host_state = jax.tree.map(lambda x: np.array(x, copy=True), state)
+        state = jax.tree.map(jnp.copy, state)
         self._manager.save(
             step,
             metrics=None if error is None else {'error': error},
             force=True,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(host_state),
-                meta=ocp.args.JsonSave(meta | {'digest': digest(host_state)}),
+                state=ocp.args.StandardSave(state),
+                meta=ocp.args.JsonSave(meta | {'digest': digest(state)}),
             ),
         )
 
@@ -108,7 +115,9 @@ class Checkpoints:
         Raises:
           CheckpointError: if there are checkpoints and none can be read, or that at `step` cannot.
         """
+        # Process 0's list, should another see the disk a moment later.
         steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = json.loads(distributed.gather(json.dumps(steps))[0])
         if step is not None and step not in steps:
             raise CheckpointError(
                 f'no checkpoint at step {step}: there are '
@@ -116,14 +125,20 @@ class Checkpoints:
             )
         sys.unraisablehook = drop_late_news
         for candidate in steps if step is None else [step]:
+            reason = ''
             try:
-                return self._restore(candidate, template)
+                state, meta = self._read(candidate, template)
             except Exception as e:  # Orbax raises nearly anything on a damaged file
                 reason = str(e).strip().splitlines()[0][:150] if str(e).strip() else repr(e)
-                if step is not None:
-                    raise CheckpointError(f'checkpoint {step} is damaged ({reason})') from None
-                self._warn(f'checkpoint {candidate} is damaged ({reason}); trying the one before')
-                self._set_aside(candidate)
+            reason = next(filter(None, distributed.gather(reason)), '')
+            if not reason:
+                return jax.tree.map(
+                    lambda x, like: distributed.place(x, like.sharding), state, template
+                ), meta
+            if step is not None:
+                raise CheckpointError(f'checkpoint {step} is damaged ({reason})')
+            self._warn(f'checkpoint {candidate} is damaged ({reason}); trying the one before')
+            self._set_aside(candidate)
         if steps:
             raise CheckpointError(
                 f"no checkpoint in '{self._folder}' can be read: restore the folder from a copy, "
@@ -131,13 +146,24 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, template: TrainState) -> tuple[TrainState, dict]:
-        meta = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        ).meta
-        state = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
-        ).state
+    def _read(self, step: int, template: TrainState) -> tuple[TrainState, dict]:
+        """Reads a checkpoint onto one device of this process, waiting for no other."""
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        template = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template
+        )
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        with ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+            ),
+            multiprocessing_options=alone,
+        ) as reader:
+            read = functools.partial(reader.restore, self._folder / str(step))
+            meta = read(args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+            state = read(args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
         if digest(state) != meta['digest']:
             raise ValueError('its arrays do not match their SHA-256')
         return state, meta
@@ -146,11 +172,13 @@ class Checkpoints:
         """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
         if self._read_only:
             return
-        aside = self._folder.parent / 'damaged'
-        aside.mkdir(exist_ok=True)
-        target = aside / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(self._folder / str(step), target)
+        with distributed.together():
+            if distributed.is_first():
+                aside = self._folder.parent / 'damaged'
+                aside.mkdir(exist_ok=True)
+                target = aside / str(step)
+                shutil.rmtree(target, ignore_errors=True)
+                shutil.move(self._folder / str(step), target)
         self._manager.reload()
 
     def clear(self) -> None:

@@ -1,23 +1,26 @@
 """What a user asks for: train, evaluate, and a dry run that compiles and stops."""
 
+import contextlib
+import functools
 import os
 import pathlib
 import sys
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nin_jax import datasets, loop, preprocess, workdir
+from nin_jax import datasets, distributed, loop, preprocess, workdir
 from nin_jax.checkpoint import Checkpoints, read_json
 from nin_jax.config import flatten, validate
 from nin_jax.describe import format_table, layer_table
 from nin_jax.errors import CheckpointError
 from nin_jax.interrupt import RESUME_ME
 from nin_jax.model import count_parameters
-from nin_jax.records import Records, Stopwatch, duration, write_json
-from nin_jax.run import Run, assemble, model_blocks
+from nin_jax.records import Records, Silence, Stopwatch, duration, write_json
+from nin_jax.run import Run, assemble, fit_preprocess, model_blocks
 from nin_jax.step import Setup, TrainState
 
 EXIT_STATUS = {'done': 0, 'preempted': RESUME_ME, 'diverged': 1}
@@ -25,23 +28,28 @@ EXIT_STATUS = {'done': 0, 'preempted': RESUME_ME, 'diverged': 1}
 
 def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
     """Trains, or goes on with, the run in `folder`; returns the process's exit status."""
-    validate(config)
-    use_compilation_cache()
-    with workdir.locked(folder):
-        workdir.settle_config(folder, config)
-        summary_path = folder / 'summary.json'
-        if summary_path.exists() and (summary := read_json(summary_path))['status'] == 'done':
-            print(f"'{folder}' is done already: {sentence(summary)}")
+    summary_path, done = folder / 'summary.json', False
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            validate(config)
+            use_compilation_cache()
+            if distributed.is_first():
+                stack.enter_context(workdir.locked(folder))
+                workdir.settle_config(folder, config)
+                summary = read_json(summary_path) if summary_path.exists() else {}
+                done = summary.get('status') == 'done'
+        if distributed.anyone(done):
+            if distributed.is_first():
+                print(f"'{folder}' is done already: {sentence(summary)}")
             return 0
         clock = Stopwatch()
-        with clock('data'):
-            run = assemble(config, settled_preprocess(folder))
-            if not (folder / PREPROCESS).exists():
-                preprocess.save(folder / PREPROCESS, run.preprocess)
+        with clock('data'), distributed.together():
+            run = assemble(config, functools.partial(settle_preprocess, folder))
         outcome, lines = resume_and_train(run, folder, clock)
-        summary = summarise(run, outcome, lines, clock) | {'command': command}
-        write_json(summary_path, summary)
-        print(f"{sentence(summary)}  ->  '{folder}'")
+        if distributed.is_first():
+            summary = summarise(run, outcome, lines, clock) | {'command': command}
+            write_json(summary_path, summary)
+            print(f"{sentence(summary)}  ->  '{folder}'")
         return EXIT_STATUS[outcome.status]
 
 
@@ -52,6 +60,23 @@ def settled_preprocess(folder: pathlib.Path) -> preprocess.Preprocess | None:
     """The run's own, once it has been fitted."""
     path = folder / PREPROCESS
     return preprocess.load(path) if path.exists() else None
+
+
+def settle_preprocess(
+    folder: pathlib.Path, config: ConfigDict, images_NHWC: np.ndarray
+) -> preprocess.Preprocess:
+    """Fits the run's preprocessing on its first start, on one process; all of them read it."""
+    path = folder / PREPROCESS
+    with distributed.together():
+        if distributed.is_first() and not path.exists():
+            preprocess.save(path, fit_preprocess(config, images_NHWC))
+    if not path.exists():
+        raise CheckpointError(
+            f"'{folder}' is not the same folder for all processes: name a --workdir that they share"
+        )
+    fitted = preprocess.load(path)
+    distributed.check_same(PREPROCESS, lambda: preprocess.digest(fitted))
+    return fitted
 
 
 def resume_and_train(
@@ -66,7 +91,8 @@ def resume_and_train(
         'class_names': run.class_names,
     }
     with Checkpoints(folder / 'checkpoints', run.config.checkpoint.keep, warn) as checkpoints:
-        restored = restore(checkpoints, run.setup, run.init_state, run.preprocess)
+        with distributed.together():
+            restored = restore(checkpoints, run.setup, run.init_state, run.preprocess)
         state = run.init_state(0) if restored is None else restored[0]
         if restored is not None:
             for part, seconds in restored[1].get('seconds', {}).items():
@@ -75,18 +101,28 @@ def resume_and_train(
         print(
             f'{count_parameters(state.params):,} parameters, {len(run.train.labels):,} training '
             f'images, {run.setup.mesh.size} x {device["kind"]}'
+            + (f' in {jax.process_count()} processes' if distributed.several() else '')
             + (f', resuming at step {int(state.step):,}' if restored else '')
         )
-        with Records(
-            folder,
-            run.plan.total_steps,
-            run.setup.batch_size,
-            run.plan.steps_per_epoch,
-            first=(int(state.attempt), int(state.step)),
-            clock=clock,
-        ) as records:
+        with recorder(run, folder, state, clock) as records:
             outcome = loop.train(run, state, records, checkpoints, clock, meta)
             return outcome, records.lines
+
+
+def recorder(
+    run: Run, folder: pathlib.Path, state: TrainState, clock: Stopwatch
+) -> Records | Silence:
+    """The run's records from `state` on; one process of several writes them."""
+    if not distributed.is_first():
+        return Silence()
+    return Records(
+        folder,
+        run.plan.total_steps,
+        run.setup.batch_size,
+        run.plan.steps_per_epoch,
+        first=(int(state.attempt), int(state.step)),
+        clock=clock,
+    )
 
 
 def restore(
@@ -118,7 +154,7 @@ def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
     fitted = settled_preprocess(folder)
     if fitted is None:
         raise CheckpointError(f"'{folder}' holds no {PREPROCESS}: is this the --workdir of a run?")
-    run = assemble(config, fitted)
+    run = assemble(config, lambda *_: fitted)
     with Checkpoints(
         folder / 'checkpoints', run.config.checkpoint.keep, warn, read_only=True
     ) as checkpoints:
@@ -209,7 +245,8 @@ def sentence(summary: dict) -> str:
 
 def warn(text: str) -> None:
     """A warning on stderr."""
-    print(f'warning: {text}', file=sys.stderr, flush=True)
+    if distributed.is_first():
+        print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
 def use_compilation_cache() -> None:

@@ -20,6 +20,14 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or belongs to another run."""
 
 
+def os_sentence(e: OSError) -> str:
+    """A full disk, a folder that cannot be written, ... in a sentence."""
+    where = f" '{e.filename}'" if e.filename else ''
+    return (
+        f'{e.strerror or e}{where}: check the path, its permissions and the space left on its disk'
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str], prefix: str = '') -> str:
     """', did you mean ...?' with the closest known name, or the list of what there is."""
     known = list(known)

@@ -6,6 +6,7 @@ import math
 
 import jax
 
+from nin_jax import distributed
 from nin_jax.checkpoint import Checkpoints
 from nin_jax.interrupt import Interrupt
 from nin_jax.records import Records, Stopwatch
@@ -76,8 +77,8 @@ def _attempt(
         with clock('train'):
             state, metrics = program(state, run.train, run.preprocess)
             step += num_steps
+            stopping = distributed.anyone(interrupt.requested)
         unread.append((step, metrics))
-        stopping = interrupt.requested
         # The device computes the newest call while the one before is read.
         while len(unread) > (0 if evaluating or saving or stopping else 1):
             end, metrics = unread.pop(0)

@@ -17,7 +17,7 @@ from nin_jax.config import flatten, make_plan, validate
 from nin_jax.errors import UserError
 from nin_jax.model import count_parameters
 from nin_jax.records import Stopwatch, write_json
-from nin_jax.run import build, load_split, make_mesh
+from nin_jax.run import build, fit_preprocess, is_cpu, load_split, make_mesh
 
 
 def import_caffemodel(config: ConfigDict, caffemodel: pathlib.Path, folder: pathlib.Path) -> None:
@@ -37,14 +37,9 @@ def import_caffemodel(config: ConfigDict, caffemodel: pathlib.Path, folder: path
             raise UserError(f"'{folder}' holds a run already: name another --workdir")
         with clock('data'):
             train = load_split(config, config.data.train)
-            fitted = preprocess.fit(
-                config.preprocess.recipe,
-                train.images,
-                zca_bias=config.preprocess.zca_bias,
-                gcn_scale=config.preprocess.gcn_scale,
-            )
-        plan = make_plan(config, len(train.labels), jax.default_backend() == 'cpu')
+            fitted = fit_preprocess(config, train.images)
         mesh = make_mesh(1)
+        plan = make_plan(config, len(train.labels), is_cpu(mesh))
         _, init_state = build(config, plan, mesh, train.images.shape[1:], len(train.class_names))
         state = init_state(0)
         state = dataclasses.replace(state, params=fill(state.params, layers))

@@ -1,6 +1,7 @@
 """Puts a run together: config -> data, preprocessing, model, optimiser, plan."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nin_jax import datasets, optim, preprocess
+from nin_jax import datasets, distributed, optim, preprocess
 from nin_jax.config import Plan, make_plan
 from nin_jax.errors import ConfigError
 from nin_jax.model import NIN, Block
@@ -43,8 +44,13 @@ class Run:
 
 
 def make_mesh(devices: int) -> jax.sharding.Mesh:
-    """A mesh of one axis, 'data', over the first `devices` of the machine's (0: all of them)."""
+    """A mesh of one axis, 'data', over the first `devices` there are (0: all of them)."""
     available = jax.devices()
+    if devices not in (0, len(available)) and distributed.several():
+        raise ConfigError(
+            f'devices={devices}: several processes use all of their {len(available)} devices, '
+            'leave it 0'
+        )
     if devices > len(available):
         raise ConfigError(
             f'devices={devices}: JAX sees {len(available)} '
@@ -54,9 +60,14 @@ def make_mesh(devices: int) -> jax.sharding.Mesh:
     return jax.make_mesh((len(chosen),), ('data',), devices=chosen, axis_types=(AxisType.Auto,))
 
 
+def is_cpu(mesh: jax.sharding.Mesh) -> bool:
+    """Whether the program is for CPUs, wherever it is compiled."""
+    return mesh.devices.flat[0].platform == 'cpu'
+
+
 def is_one_cpu(mesh: jax.sharding.Mesh) -> bool:
     """Where the activations of few images stay in the cache, and few are faster than many."""
-    return mesh.size == 1 and jax.default_backend() == 'cpu'
+    return mesh.size == 1 and is_cpu(mesh)
 
 
 def microbatch(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
@@ -91,46 +102,66 @@ def load_split(config: ConfigDict, splits: str) -> datasets.Split:
     return datasets.Split(split.images[keep], split.labels[keep], split.class_names)
 
 
-def assemble(config: ConfigDict, saved: preprocess.Preprocess | None = None) -> Run:
+def fit_preprocess(config: ConfigDict, images_NHWC: np.ndarray) -> preprocess.Preprocess:
+    """The config's preprocessing, fitted to uint8 training images."""
+    return preprocess.fit(
+        config.preprocess.recipe,
+        images_NHWC,
+        zca_bias=config.preprocess.zca_bias,
+        gcn_scale=config.preprocess.gcn_scale,
+    )
+
+
+def assemble(
+    config: ConfigDict,
+    fit: Callable[[ConfigDict, np.ndarray], preprocess.Preprocess] = fit_preprocess,
+) -> Run:
     """Loads the data and builds what a run needs.
 
     Args:
       config: a valid config.
-      saved: preprocessing of the run being resumed or evaluated; fitted anew if None.
+      fit: (config, training images) -> preprocessing, fitted anew or the run's own.
 
     Raises:
       ConfigError, DataError: see the functions called.
     """
     mesh = make_mesh(config.devices)
+    check_batches(config, mesh)
+    train, test = load_split(config, config.data.train), load_split(config, config.data.eval)
+    distributed.check_same('images', lambda: digest(train, test))
+    plan = make_plan(config, len(train.labels), is_cpu(mesh))
+    fitted = fit(config, train.images)
+    setup, init_state = build(config, plan, mesh, train.images.shape[1:], len(train.class_names))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return Run(
+        config,
+        plan,
+        setup,
+        distributed.place(fitted, replicated),
+        _place(train, fitted, replicated),
+        _place(test, fitted, replicated),
+        train.class_names,
+        init_state,
+    )
+
+
+def check_batches(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises ConfigError for batches that the devices cannot share evenly."""
     for key in ('train', 'eval'):
         if config[key].batch_size % mesh.size:
             raise ConfigError(
                 f'{key}.batch_size={config[key].batch_size}: must be a multiple of '
                 f'the {mesh.size} devices; set devices=1 to use one'
             )
-    train, test = load_split(config, config.data.train), load_split(config, config.data.eval)
-    plan = make_plan(config, len(train.labels), jax.default_backend() == 'cpu')
-    if saved is None:
-        saved = preprocess.fit(
-            config.preprocess.recipe,
-            train.images,
-            zca_bias=config.preprocess.zca_bias,
-            gcn_scale=config.preprocess.gcn_scale,
-        )
-    replicated = NamedSharding(mesh, PartitionSpec())
-    saved = jax.device_put(saved, replicated)
 
-    setup, init_state = build(config, plan, mesh, train.images.shape[1:], len(train.class_names))
-    return Run(
-        config,
-        plan,
-        setup,
-        saved,
-        _place(train, saved, replicated),
-        _place(test, saved, replicated),
-        train.class_names,
-        init_state,
-    )
+
+def digest(*splits: datasets.Split) -> str:
+    """SHA-256 over images and labels."""
+    sha = hashlib.sha256()
+    for split in splits:
+        sha.update(np.ascontiguousarray(split.images))
+        sha.update(np.ascontiguousarray(split.labels))
+    return sha.hexdigest()
 
 
 def build(
@@ -194,12 +225,12 @@ def _place(
     images_NHWC = split.images
     if fitted.recipe == 'gcn_zca':
         images_NHWC = whiten(fitted, images_NHWC)
-    return Examples(jax.device_put(images_NHWC, sharding), jax.device_put(split.labels, sharding))
+    return distributed.place(Examples(images_NHWC, split.labels), sharding)
 
 
 def whiten(fitted: preprocess.Preprocess, images_NHWC: np.ndarray, chunk: int = 1000) -> np.ndarray:
     """Preprocesses uint8 images chunk by chunk: float32 of the same shape."""
-    apply = jax.jit(lambda fitted, images: fitted(images))
+    apply, fitted = jax.jit(lambda fitted, images: fitted(images)), jax.device_put(fitted)
     out_NHWC = np.empty(images_NHWC.shape, np.float32)
     for start in range(0, len(images_NHWC), chunk):
         part = slice(start, start + chunk)

@@ -85,6 +85,7 @@ def environment() -> dict:
             'kind': device.device_kind,
             'platform': device.platform,
             'count': len(jax.devices()),
+            'processes': jax.process_count(),
             'cpus': os.cpu_count(),
             'machine': platform.machine(),
         },

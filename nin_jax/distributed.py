@@ -1,0 +1,223 @@
+"""Several processes that train one run: they join, agree, and end together.
+
+Each runs the same program on devices of its own; the mesh spans all devices. Process 0 alone writes
+the run's records and speaks; the others keep step with it. Whatever ends one ends all: a mistake is
+told to all in `together`, and a process that goes on alone is stopped by `joined`.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from nin_jax.errors import DataError, UserError, os_sentence
+from nin_jax.interrupt import RESUME_ME
+
+JOIN_S = 300  # for all processes to come together
+HEARTBEAT_S = 30  # a process not heard from for so long counts as dead
+FORM = "--distributed takes 'auto', or HOST:PORT,COUNT,INDEX such as 10.0.0.1:1234,2,0"
+
+
+class SharedMistake(UserError):
+    """A mistake that every process knows of; empty where it is another's to tell."""
+
+
+@contextlib.contextmanager
+def joined(where: str | None) -> Iterator[None]:
+    """Joins the run's other processes, if there are any, and ends with them.
+
+    Args:
+      where: 'auto' on a TPU pod, SLURM or Kubernetes; 'HOST:PORT,COUNT,INDEX' of process 0, how
+        many and which of them this is; None for a process alone.
+
+    Raises:
+      UserError: `where` cannot be read or used.
+    """
+    if where is None:
+        yield
+        return
+    join(where)
+    try:
+        yield
+    except SharedMistake:
+        raise
+    except BaseException as e:
+        # No orderly exit: it would wait for processes that wait for this one.
+        os._exit(explain(e))
+
+
+def join(where: str, timeout_s: float = JOIN_S) -> None:
+    """Connects to the other processes; ends this one with a sentence if they do not come in time.
+
+    Raises:
+      UserError: `where` cannot be read or used.
+    """
+    address, count, index = parse(where)
+    if index == 0 and address:
+        check_port(address)
+    # JAX would abort the process, with a stack trace of its C++, at its own time limit.
+    missing = f'{timeout_s:g} s went by, and not all processes of --distributed={where} have come: '
+    advice = 'start them together, with the same HOST:PORT and COUNT, each INDEX once, and see '
+    alarm = threading.Timer(
+        timeout_s, lambda: give_up(missing + advice + 'that they can reach process 0 there')
+    )
+    alarm.daemon = True
+    alarm.start()
+    jax.config.update('jax_enable_preemption_service', False)  # it takes SIGTERM; so do we
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            initialization_timeout=round(timeout_s) + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+            shutdown_timeout_seconds=HEARTBEAT_S,
+        )
+    except (ValueError, RuntimeError) as e:
+        if where == 'auto':
+            raise UserError(
+                '--distributed=auto found no TPU pod, SLURM or Kubernetes job around it: '
+                'name HOST:PORT,COUNT,INDEX, or leave the flag away'
+            ) from None
+        raise UserError(f'--distributed={where}: {first_line(e)}') from None
+    finally:
+        alarm.cancel()
+    if not is_first():
+        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - for as long as the process lives
+
+
+def parse(where: str) -> tuple[str | None, int | None, int | None]:
+    """'auto' or 'HOST:PORT,COUNT,INDEX' as (address, count, index)."""
+    if where == 'auto':
+        return None, None, None
+    match = re.fullmatch(r'([^,\s]+:(\d{1,5})),(\d{1,6}),(\d{1,6})', where)
+    if not match or not 0 < int(match[2]) < 2**16 or not int(match[4]) < int(match[3]):
+        raise UserError(f'--distributed={where!r}: {FORM}, COUNT 1 or more, INDEX from 0 below it')
+    return match[1], int(match[3]), int(match[4])
+
+
+def check_port(address: str) -> None:
+    """Raises UserError if this machine cannot listen on the port; JAX would crash."""
+    port = int(address.rpartition(':')[2])
+    try:
+        with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(('', port))
+    except OSError as e:
+        raise UserError(
+            f'--distributed={address},...: cannot listen there ({e.strerror})'
+        ) from None
+
+
+def several() -> bool:
+    """Whether this process is one of several; asks no device."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def gather(text: str) -> list[str]:
+    """Every process's text, in their order; all of them have to call this at the same point."""
+    if not several():
+        return [text]
+    data = text.encode()
+    lengths = multihost_utils.process_allgather(np.int32(len(data)))
+    row = np.zeros(max(1, lengths.max()), np.uint8)
+    row[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = multihost_utils.process_allgather(row)
+    return [rows[i, :n].tobytes().decode() for i, n in enumerate(lengths)]
+
+
+def anyone(flag: bool) -> bool:
+    """Whether the flag is true on any process; all of them have to call this at the same point."""
+    return bool(multihost_utils.process_allgather(np.bool_(flag)).any()) if several() else flag
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What fails in here on one process fails on all; each has to come here, and can nest it.
+
+    Raises:
+      SharedMistake: with the sentence of the first process that failed, on process 0.
+    """
+    if not several():
+        yield
+        return
+    mistake = ''
+    try:
+        yield
+    except SharedMistake:
+        raise
+    except (UserError, OSError) as e:
+        mistake = os_sentence(e) if isinstance(e, OSError) else str(e)
+    mistakes = gather(mistake)
+    for index, text in enumerate(mistakes):
+        if text:
+            where = f' (on process {index})' if index else ''
+            raise SharedMistake(text + where if is_first() else '')
+
+
+def check_same(what: str, digest: Callable[[], str]) -> None:
+    """Raises UserError if the processes' digests of `what` differ; alone, computes none."""
+    if several():
+        digests = gather(digest())
+        different = [i for i, d in enumerate(digests) if d != digests[0]]
+        if different:
+            raise DataError(
+                f'process {different[0]} holds other {what} than process 0: prepare the same files '
+                'for both'
+            )
+
+
+def place(tree, sharding: jax.sharding.Sharding):
+    """Host arrays, the same on every process, as global arrays of the given sharding."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def spread(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(spread, tree)
+
+
+def explain(e: BaseException) -> int:
+    """Says why this process ends before the others; returns its exit status."""
+    if isinstance(e, UserError | OSError):
+        print(f'error: {os_sentence(e) if isinstance(e, OSError) else e}', file=sys.stderr)
+        return 2
+    if isinstance(e, KeyboardInterrupt):
+        return 130
+    if isinstance(e, jax.errors.JaxRuntimeError) and LOST.search(str(e)):
+        print(
+            f'error: process {jax.process_index()} of {jax.process_count()} lost another one '
+            f'({first_line(e)}): run the same command again to go on from the last checkpoint',
+            file=sys.stderr,
+        )
+        return RESUME_ME
+    traceback.print_exception(e)
+    return 1
+
+
+LOST = re.compile('gloo|connection|heartbeat|coordination|barrier|deadline|unavailable|peer', re.I)
+
+
+def first_line(e: BaseException) -> str:
+    return (str(e).strip() or repr(e)).splitlines()[0][:150]
+
+
+def give_up(sentence: str) -> None:
+    """Ends this process from another thread."""
+    print(f'error: {sentence}', file=sys.stderr, flush=True)
+    os._exit(2)

@@ -32,7 +32,7 @@ apt_install() {
 get_source() {
     command -v git >/dev/null || apt_install git
     if [ ! -d "$source/.git" ]; then
-        git clone -q "$bundle" "$source"
+        git -c advice.detachedHead=false clone -q "$bundle" "$source"
     else
         git -C "$source" fetch -q "$(realpath "$bundle")" HEAD
         git -C "$source" reset -q --hard FETCH_HEAD
@@ -40,11 +40,11 @@ get_source() {
     echo "source: $(git -C "$source" rev-parse HEAD)"
 }
 
-# The images carry Python 3.10, the project wants 3.11 or later: uv brings one.
+# The images carry Python 3.10, the project wants 3.11 to 3.13: uv brings one.
 get_python() {
     python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip
     retry python3 -m pip install -q --user --upgrade uv
-    [ -x "$venv/bin/python" ] || retry python3 -m uv venv -q --python 3.12 "$venv"
+    [ -x "$venv/bin/python" ] || retry python3 -m uv venv -q --python ">=3.11,<3.14" "$venv"
     retry python3 -m uv pip install -q --python "$venv/bin/python" \
         -e "$source" "jax[${NIN_JAX_EXTRA:-tpu}]"
     "$venv/bin/python" -c 'import jax, sys; print("python:", *sys.version_info[:2], "jax:", jax.__version__)'

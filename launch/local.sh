@@ -5,9 +5,10 @@
 #   launch/local.sh gpus --config=experiments/configs/cifar10.py --workdir=runs/gpus
 #
 # N: N processes, each with all the devices it sees, which is meant for a CPU; gpus: one for each
-# NVIDIA GPU. TERM and Ctrl-C go to all of them: they save and stop. Ends with the worst status of
-# all, and ends the others when one dies with neither 0 nor 75. NIN_COMMAND takes the place of
-# `python -m experiments.main`; the flags and --distributed are put behind it. Needs bash 5.1.
+# NVIDIA GPU. TERM and Ctrl-C go to all of them: they save and stop. When one ends with neither 0
+# nor 75, the others get 20 s to end, 20 s more after a TERM, and are killed; its status is then the
+# whole's. NIN_COMMAND takes the place of `python -m experiments.main`; the flags and --distributed
+# are put behind it. Needs bash 5.1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,6 +31,7 @@ if [ "$count" = gpus ]; then
 fi
 [[ $count =~ ^[1-9][0-9]*$ ]] ||
     complain "say how many processes, such as: launch/local.sh 2 --config=..., not '$count'"
+grace=${NIN_GRACE_SECONDS:-20}
 read -r -a command <<<"${NIN_COMMAND:-python -m experiments.main}"
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
@@ -51,14 +53,17 @@ while [ ${#index[@]} -gt 0 ]; do
     [ -n "${ended:-}" ] || continue # a signal came in, and was handed on
     i=${index[$ended]}
     unset "index[$ended]"
-    [ "$status" -le "$worst" ] || worst=$status
-    if [ "$status" -ne 0 ] && [ "$status" -ne 75 ]; then
-        echo "process $i of $count ended with status $status" >&2
-        tell TERM
-        if [ -z "$killer" ] && [ ${#index[@]} -gt 0 ]; then
-            (sleep "${NIN_GRACE_SECONDS:-20}" && tell KILL) & # they may wait for the dead one for ever
-            killer=$!
-        fi
+    if [ "$status" -eq 0 ] || [ "$status" -eq 75 ]; then
+        [ "$worst" -ne 0 ] || worst=$status
+        continue
+    fi
+    echo "process $i of $count ended with status $status" >&2
+    if [ -z "$killer" ]; then # what the others end with now is its doing
+        worst=$status
+        # They may be ending too, or wait for the dead one for ever.
+        (sleep "$grace" && tell TERM && sleep "$grace" && tell KILL) &
+        killer=$!
+        disown # so that bash does not tell when it is stopped
     fi
 done
 [ -z "$killer" ] || kill -- "-$killer" 2>/dev/null || true

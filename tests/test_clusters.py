@@ -151,8 +151,8 @@ def test_local_trains_with_two_processes(tmp_path):
 # --- launch/slurm.sbatch
 
 SRUN = """
-echo "$@" >>"$OUT/srun"
-trap 'echo TERM >>"$OUT/srun"; exit 9' TERM
+echo "$@" >>"$OUT/srun_said"
+trap 'echo TERM >>"$OUT/srun_said"; exit 9' TERM
 touch "$OUT/up"
 sleep "${SLEEP:-0}" & wait $!
 exit "$STATUS"
@@ -160,7 +160,7 @@ exit "$STATUS"
 
 
 def sbatch(folder: pathlib.Path, status: int, sleep: float = 0) -> subprocess.Popen:
-    env = on_path(folder, srun=SRUN, scontrol='echo "$@" >>"$OUT/scontrol"')
+    env = on_path(folder, srun=SRUN, scontrol='echo "$@" >>"$OUT/scontrol_said"')
     env |= {'SLURM_JOB_ID': '42', 'STATUS': str(status), 'SLEEP': str(sleep)}
     return subprocess.Popen([BASH, 'launch/slurm.sbatch', '--config=a page'], cwd=ROOT, env=env)
 
@@ -168,9 +168,9 @@ def sbatch(folder: pathlib.Path, status: int, sleep: float = 0) -> subprocess.Po
 @pytest.mark.parametrize('status', [0, 1, 2, 75, 137])
 def test_sbatch_queues_again_what_was_stopped(tmp_path, status):
     assert sbatch(tmp_path, status).wait(timeout=10) == status
-    said = tmp_path / 'scontrol'
+    said = tmp_path / 'scontrol_said'
     assert (said.read_text() if said.exists() else '') == ('requeue 42\n' if status == 75 else '')
-    flags = (tmp_path / 'srun').read_text()
+    flags = (tmp_path / 'srun_said').read_text()
     assert flags.endswith('python -m experiments.main --config=a page --distributed=auto\n')
 
 
@@ -179,8 +179,8 @@ def test_sbatch_shell_outlives_a_term(tmp_path):
     wait_for(tmp_path / 'up')
     process.terminate()
     assert process.wait(timeout=10) == 75
-    assert 'TERM' not in (tmp_path / 'srun').read_text()  # SLURM told the tasks; not twice
-    assert (tmp_path / 'scontrol').read_text() == 'requeue 42\n'
+    assert 'TERM' not in (tmp_path / 'srun_said').read_text()  # SLURM told the tasks; not twice
+    assert (tmp_path / 'scontrol_said').read_text() == 'requeue 42\n'
 
 
 def test_sbatch_options():

@@ -150,36 +150,65 @@ def test_local_trains_with_two_processes(tmp_path):
 
 # --- launch/slurm.sbatch
 
-SRUN = """
+# Starts two tasks as srun would, and ends with the higher status of theirs.
+SRUN = r"""
 echo "$@" >>"$OUT/srun_said"
 trap 'echo TERM >>"$OUT/srun_said"; exit 9' TERM
-touch "$OUT/up"
-sleep "${SLEEP:-0}" & wait $!
-exit "$STATUS"
+while [[ $1 == --* ]]; do shift; done
+worst=0 pids=()
+for i in 0 1; do SLURM_PROCID=$i "$@" & pids+=($!); echo $! >"$OUT/wrapper$i"; done
+for pid in "${pids[@]}"; do wait "$pid"; s=$?; (( s > worst )) && worst=$s; done
+exit "$worst"
+"""
+TASK = r"""
+trap 'touch "$OUT/stopped$SLURM_PROCID"' TERM
+printf '%s,' "$@" >"$OUT/task$SLURM_PROCID"
+echo $$ >"$OUT/child$SLURM_PROCID"
+if [ -n "$SLEEP" ]; then while [ ! -e "$OUT/stopped$SLURM_PROCID" ]; do sleep 0.05; done; fi
+exit "$(cut -d' ' -f$((SLURM_PROCID + 1)) <<<"$STATUSES")"
 """
 
 
-def sbatch(folder: pathlib.Path, status: int, sleep: float = 0) -> subprocess.Popen:
-    env = on_path(folder, srun=SRUN, scontrol='echo "$@" >>"$OUT/scontrol_said"')
-    env |= {'SLURM_JOB_ID': '42', 'STATUS': str(status), 'SLEEP': str(sleep)}
-    return subprocess.Popen([BASH, 'launch/slurm.sbatch', '--config=a page'], cwd=ROOT, env=env)
+def sbatch(folder: pathlib.Path, statuses: str, sleep: str = '') -> subprocess.Popen:
+    scontrol = 'echo "$@" >>"$OUT/scontrol_said"'
+    env = on_path(folder, srun=SRUN, scontrol=scontrol, python=TASK)
+    env |= {'SLURM_JOB_ID': '42', 'STATUSES': statuses, 'SLEEP': sleep}
+    script = ROOT / 'launch' / 'slurm.sbatch'
+    return subprocess.Popen([BASH, script, '--config=a page'], cwd=folder, env=env)
 
 
-@pytest.mark.parametrize('status', [0, 1, 2, 75, 137])
-def test_sbatch_queues_again_what_was_stopped(tmp_path, status):
-    assert sbatch(tmp_path, status).wait(timeout=10) == status
+@pytest.mark.parametrize(
+    'statuses, status, again',
+    [
+        ('0 0', 0, False),
+        ('1 1', 1, False),
+        ('2 2', 2, False),
+        ('75 75', 75, True),
+        ('75 0', 75, True),
+        ('75 1', 75, False),  # the first lost the second, which failed by itself
+        ('137 75', 137, False),
+    ],
+)
+def test_sbatch_queues_again_what_was_stopped(tmp_path, statuses, status, again):
+    assert sbatch(tmp_path, statuses).wait(timeout=10) == status
     said = tmp_path / 'scontrol_said'
-    assert (said.read_text() if said.exists() else '') == ('requeue 42\n' if status == 75 else '')
-    flags = (tmp_path / 'srun_said').read_text()
-    assert flags.endswith('python -m experiments.main --config=a page --distributed=auto\n')
+    assert (said.read_text() if said.exists() else '') == ('requeue 42\n' if again else '')
+    words = '-m,experiments.main,--config=a page,--distributed=auto,'
+    assert [(tmp_path / f'task{i}').read_text() for i in range(2)] == [words] * 2
+    assert not list(tmp_path.glob('*.failed'))
 
 
-def test_sbatch_shell_outlives_a_term(tmp_path):
-    process = sbatch(tmp_path, 75, sleep=0.5)
-    wait_for(tmp_path / 'up')
+def test_sbatch_term_reaches_each_task_once(tmp_path):
+    """SLURM signals the tasks' processes; a preempted job's shell gets a TERM as well."""
+    process = sbatch(tmp_path, '75 75', sleep='yes')
+    files = [tmp_path / f'{name}{i}' for name in ('wrapper', 'child') for i in range(2)]
+    wait_for(*files)
     process.terminate()
+    time.sleep(0.3)
+    assert process.poll() is None and not list(tmp_path.glob('stopped*'))
+    for file in files:
+        os.kill(int(file.read_text()), signal.SIGTERM)
     assert process.wait(timeout=10) == 75
-    assert 'TERM' not in (tmp_path / 'srun_said').read_text()  # SLURM told the tasks; not twice
     assert (tmp_path / 'scontrol_said').read_text() == 'requeue 42\n'
 
 

@@ -44,9 +44,9 @@ get_source() {
 get_python() {
     python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip
     retry python3 -m pip install -q --user --upgrade uv
-    [ -x "$venv/bin/python" ] || retry python3 -m uv venv -q --python ">=3.11,<3.14" "$venv"
+    [ -x "$venv/bin/python" ] || retry python3 -m uv venv -q --clear --python ">=3.11,<3.14" "$venv"
     retry python3 -m uv pip install -q --python "$venv/bin/python" \
-        -e "$source" "jax[${NIN_JAX_EXTRA:-tpu}]"
+        -e "$source[sweep]" "jax[${NIN_JAX_EXTRA:-tpu}]"
     "$venv/bin/python" -c 'import jax, sys; print("python:", *sys.version_info[:2], "jax:", jax.__version__)'
 }
 

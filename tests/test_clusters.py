@@ -73,6 +73,8 @@ def local(folder: pathlib.Path, *words: str, **environment: str) -> subprocess.P
         [BASH, 'launch/local.sh', *words],
         cwd=ROOT,
         env=env,
+        # A background job's children ignore SIGINT from their birth, and bash cannot undo that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -365,11 +367,13 @@ class Image:
     def __init__(self, root: pathlib.Path, **build_args: str):
         self.root, self.build_args = root, build_args
         self.cwd, self.user = root, None
-        subprocess.run([sys.executable, '-m', 'venv', root / 'usr'], check=True)
+        # Root's own Python may lie where the image's user cannot look.
+        python = '/usr/bin/python3' if os.geteuid() == 0 else sys.executable
+        subprocess.run([python, '-m', 'venv', root / 'usr'], check=True)
         (root / 'home').mkdir()
         (root / 'home').chmod(0o777)
         path = f'{root}/usr/bin:/usr/bin:/bin'
-        self.env = {'PATH': path, 'HOME': str(root / 'home'), 'TMPDIR': '/tmp'}
+        self.env = {'PATH': path, 'HOME': str(root / 'home'), 'PIP_QUIET': '1'}
         # No users are made on this machine; what was asked for is looked at instead.
         (root / 'usr' / 'bin' / 'useradd').write_text(f'#!/bin/sh\necho "$@" >{root}/useradd\n')
         (root / 'usr' / 'bin' / 'useradd').chmod(0o755)

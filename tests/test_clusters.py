@@ -44,25 +44,26 @@ def on_path(folder: pathlib.Path, **scripts: str) -> dict:
 
 # --- launch/local.sh
 
-# Notes its flags, then does what its own file says: a status to end with at once, or TERM's.
+# Notes its flags; ends as its plan says, or 0.2 s after being asked to, if asked but once.
 STAND_IN = r"""
 import os, pathlib, signal, sys, time
-folder, flags = pathlib.Path(os.environ['OUT']), sys.argv[1:]
+folder, flags, asked = pathlib.Path(os.environ['OUT']), sys.argv[1:], []
 index = flags[-1].rsplit(',', 1)[1]
-def end(*_):
-    if os.environ.get('STUBBORN') == index:
-        return
-    sys.exit(75)
-signal.signal(signal.SIGTERM, end)
-(folder / f'flags{index}').write_text(' '.join(flags))
+for s in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(s, lambda *_: asked.append(s))
 (folder / f'gpu{index}').write_text(os.environ.get('CUDA_VISIBLE_DEVICES', ''))
+(folder / f'flags{index}').write_text(' '.join(flags))
 plan = folder / f'plan{index}'
 if plan.exists():
     while not all((folder / f'flags{i}').exists() for i in range(2)):
         time.sleep(0.01)
     sys.exit(int(plan.read_text()))
-while True:
-    time.sleep(0.05)
+while not asked or os.environ.get('STUBBORN') == index:
+    time.sleep(0.02)
+end = time.monotonic() + 0.2
+while time.monotonic() < end:
+    time.sleep(0.02)
+sys.exit(75 if len(asked) == 1 else 9)
 """
 
 
@@ -75,6 +76,7 @@ def local(folder: pathlib.Path, *words: str, **environment: str) -> subprocess.P
         env=env,
         # A background job's children ignore SIGINT from their birth, and bash cannot undo that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,12 +92,15 @@ def wait_for(*files: pathlib.Path) -> None:
 
 @needs_new_bash
 @pytest.mark.parametrize('asked', [signal.SIGTERM, signal.SIGINT])
-def test_local_hands_on_signals(tmp_path, asked):
+def test_local_hands_on_signals_once(tmp_path, asked):
     process = local(tmp_path, '2', '--config=a page', '--workdir=w')
     files = [tmp_path / f'flags{i}' for i in range(2)]
     wait_for(*files)
     time.sleep(0.1)
-    process.send_signal(asked)
+    if asked == signal.SIGINT:
+        os.killpg(process.pid, asked)  # as a terminal does at Ctrl-C
+    else:
+        process.send_signal(asked)
     assert process.wait(timeout=10) == 75
     first, second = [f.read_text() for f in files]
     match = re.fullmatch(r'--config=a page --workdir=w --distributed=(127.0.0.1:\d+),2,0', first)

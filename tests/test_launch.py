@@ -297,14 +297,14 @@ case "$*" in
 esac""",
 }
 
-# Counts to 6 in the bucket, a quarter of a second each; goes on where the file says.
+# Counts in the bucket, to 6 or to 99, a quarter of a second each; goes on where the file says.
 STAND_IN = """
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 file = pathlib.Path(os.environ['NIN_MOUNT'], 'worker' + os.environ['WORKER'])
 assert pathlib.Path('launch/tpu_run.sh').exists() and os.environ['JAX_PLATFORMS'] == 'tpu,cpu'
 steps = file.read_text() if file.exists() else ''
-while len(steps) < 6:
+while len(steps) < int(sys.argv[2]):
     time.sleep(0.25)
     steps += sys.argv[1]
     file.write_text(steps)
@@ -356,7 +356,7 @@ def up(cloud: pathlib.Path, *command: str, flags: tuple = ()) -> subprocess.Pope
 
 @pytest.mark.skipif(not shutil.which('flock'), reason='flock is for Linux, as TPU VMs are')
 def test_up_survives_a_pre_emption(cloud):
-    process = up(cloud, 'python', 'count.py', 'a', flags=('--delete-when-done',))
+    process = up(cloud, 'python', 'count.py', 'a', '6', flags=('--delete-when-done',))
     files = [cloud / 'bucket' / f'worker{i}' for i in range(2)]
     wait_for(lambda: all(f.exists() and len(f.read_text()) >= 2 for f in files))
     slice_ = cloud / 'cloud' / 'nin'
@@ -390,13 +390,18 @@ def test_run_status_stop_on_the_made_up_cloud(cloud, capfd, monkeypatch):
     (cloud / 'checkout' / 'count.py').write_text('# changed\n')
     refused = say('setup')
     assert refused.returncode == 2 and "'count.py' is changed: commit it" in refused.stderr
-    assert say('run', 'python', 'count.py', 'b').returncode == 0
+    assert say('run', 'python', 'count.py', 'b', '99').returncode == 0
     assert say('status').stdout == 'nin: ACTIVE, running, running\n'
     assert say('run', 'true').returncode == 1  # one at a time
     subprocess.run(['git', 'checkout', '-q', 'count.py'], cwd=cloud / 'checkout', check=True)
     other = up(cloud, 'true')
     out, _ = other.communicate(timeout=20)
     assert other.returncode == 1 and 'another command runs there: stop it first' in out
+    watcher = up(cloud, 'python', 'count.py', 'b', '99')
+    assert any('running, running: running' in line for line in iter(watcher.stdout.readline, ''))
+    watcher.terminate()
+    out, _ = watcher.communicate(timeout=20)
+    assert watcher.returncode == 75 and 'stopped watching; the slices go on' in out
     assert say('stop').returncode == 0
     wait_for(lambda: say('status').stdout == 'nin: ACTIVE, exit 75, exit 75\n')
     assert say('delete').returncode == 0

@@ -1,7 +1,7 @@
 """Cloud TPU VMs by gcloud: the commands as lists of words, and what their answers mean.
 
 The Cloud TPU API knows the chips from v2 to v6e and is no longer developed. A module with the same
-functions for Compute Engine or GKE goes in its place; `launch/tpu.py` imports it in one line.
+functions for Compute Engine or GKE goes in its place; `launch/tpu_machine.py` imports it.
 
 Sources: `gcloud compute tpus {queued-resources,tpu-vm} COMMAND --help` of SDK 528; the states are
 those of QueuedResourceState and Node in the API's v2 reference.

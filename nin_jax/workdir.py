@@ -93,7 +93,7 @@ def environment() -> dict:
 
 
 def commit() -> str:
-    """The source's git commit, with '+' if files differ from it; '' outside a checkout."""
+    """The source's git commit, with '+' if files differ from it; NIN_COMMIT outside a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -108,4 +108,4 @@ def commit() -> str:
     try:
         return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
     except (OSError, subprocess.SubprocessError):
-        return ''
+        return os.environ.get('NIN_COMMIT', '')  # images carry no .git; launch/Dockerfile sets it

@@ -1,11 +1,11 @@
 """A sweep page read and checked: its points, and the command line of each."""
 
 import dataclasses
-import importlib.util
 import itertools
 import math
 import pathlib
 import random
+import runpy
 
 from experiments import cli
 from experiments.space import Axis, Sweep, choice, text
@@ -29,15 +29,12 @@ def load(path: str, overrides: dict[str, str]) -> Sweep:
     if not pathlib.Path(path).is_file():
         there = [str(p) for p in sorted(PAGES.glob('[!_]*.py'))]
         raise UserError(f"no sweep page '{path}'{did_you_mean(path, there)}")
-    spec = importlib.util.spec_from_file_location('sweep_page', path)
-    page = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(page)
-        sweep = page.get_sweep()
+        sweep = runpy.run_path(path)['get_sweep']()
     except UserError:
         raise
     except Exception as e:  # whatever a broken page may raise
-        raise UserError(f"sweep page '{path}' does not load: {e}") from e
+        raise UserError(f"sweep page '{path}' does not load: {str(e).splitlines()[0]}") from e
     return dataclasses.replace(sweep, fixed=sweep.fixed | overrides)
 
 

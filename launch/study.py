@@ -87,12 +87,12 @@ def identity(sweep: Sweep) -> dict:
     base = flatten(cli.load_config(sweep.config, points.flags(sweep, {})))
     record = {
         'config': sweep.config,
+        'base': {k: v for k, v in base.items() if k not in OF_THE_MACHINE},
         'space': {key: vars(axis) for key, axis in points.axes_of(sweep).items()},
         'points': points.points(sweep),
         'sampler': sweep.sampler,
         'prune_after': sweep.prune_after,
         'fixed': {k: v for k, v in sweep.fixed.items() if k not in OF_THE_MACHINE},
-        'base': {k: v for k, v in base.items() if k not in OF_THE_MACHINE},
     }
     return json.loads(json.dumps(record))  # as it comes back from the database
 
@@ -244,25 +244,31 @@ def take_back_lost(study: optuna.Study, retries: int) -> list[int]:
 
 def give_back(study: optuna.Study, trial_id: int, lost: str = '', retries: int = 0) -> None:
     """Lets another worker go on with the trial; if it was `lost`, only so many times."""
-    losses = list(study._storage.get_trial(trial_id).user_attrs.get('losses', []))
-    if lost:
-        losses.append(f'{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {lost}')
-        study._storage.set_trial_user_attr(trial_id, 'losses', losses)
-    state = TrialState.FAIL if len(losses) > retries and lost else TrialState.WAITING
-    if state == TrialState.FAIL:
-        study._storage.set_trial_user_attr(trial_id, 'reason', f'{lost}, {len(losses)} times')
+    storage = study._storage
+    losses = list(storage.get_trial(trial_id).user_attrs.get('losses', []))
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-        study._storage.set_trial_state_values(trial_id, state)
+        if lost:
+            losses.append(f'{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {lost}')
+            storage.set_trial_user_attr(trial_id, 'losses', losses)
+        if lost and len(losses) > retries:
+            storage.set_trial_user_attr(trial_id, 'reason', f'{lost}, {len(losses)} times')
+            storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        else:
+            storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
-def finish(study: optuna.Study, trial: optuna.Trial, outcome: str, error: float | None) -> None:
+def finish(
+    study: optuna.Study, trial: optuna.Trial, outcome: str, error: float | None = None, **facts
+) -> None:
     """Ends a trial: 'complete' with its final error, 'pruned', or 'diverged'.
 
-    A diverged run is told to Optuna as pruned, so that TPE keeps away from where it was.
+    A diverged run is told to Optuna as pruned, so that TPE keeps away from where it was. A trial
+    that has ended already, by another worker, stays as it is.
     """
-    trial.set_user_attr('outcome', outcome)
     state = TrialState.COMPLETE if outcome == 'complete' else TrialState.PRUNED
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        for name, value in (facts | {'outcome': outcome}).items():
+            trial.set_user_attr(name, value)
         values = None if error is None else [error]
         study._storage.set_trial_state_values(trial._trial_id, state, values)
 
@@ -286,15 +292,14 @@ def is_over(study: optuna.Study) -> bool:
 
 
 def account(study: optuna.Study) -> str:
-    """'24 points: 18 complete, 5 pruned, 1 diverged; 2 of them were lost and taken up again'."""
+    """'24 points: 18 complete, 5 pruned, 1 diverged; workers lost: 3, over 2 of the points'."""
     every = trials(study)
     counts = collections.Counter(map(outcome, every))
     parts = [f'{counts[o]} {o}' for o in OUTCOMES if counts[o]]
     lost = sum(bool(t.user_attrs.get('losses')) for t in every)
     times = sum(len(t.user_attrs.get('losses', [])) for t in every)
-    return f'{len(every)} points: {", ".join(parts)}' + (
-        f'; {lost} of them were lost, {times} times in all, and taken up again' if lost else ''
-    )
+    said = f'{len(every)} points: {", ".join(parts)}'
+    return said + (f'; workers lost: {times}, over {lost} of the points' if lost else '')
 
 
 def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial | None:

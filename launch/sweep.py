@@ -94,6 +94,13 @@ def settle_study_flags(args: argparse.Namespace) -> None:
     args.storage = args.storage or f'sqlite:///{args.workdir}/study.db'
 
 
+def check_file_is_there(storage: str) -> None:
+    """Raises UserError for a SQLite file that a report would make, empty."""
+    file = storage.removeprefix('sqlite:///')
+    if file != storage and not pathlib.Path(file).is_file():
+        raise UserError(f"no study in '{file}': name the --storage or the --workdir of the sweep")
+
+
 def show(sweep, args) -> int:
     """Prints the command of every trial known beforehand."""
     later = '# chosen when its turn comes'

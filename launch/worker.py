@@ -74,22 +74,21 @@ class Worker:
             self.say(trial.number, ', '.join(f'{k}={study.shown(v)}' for k, v in point.items()))
             status, pruned, log = self.train(trial, folder, point)
         ended = ending(folder)
+        if not study.still_ours(self.study, trial):
+            self.say(trial.number, 'was taken over by another worker')
+            return
         if resumed := re.findall(r'resuming at step ([\d,]+)', log):
             steps = trial.user_attrs.get('resumed_at', [])
             trial.set_user_attr('resumed_at', [*steps, int(resumed[-1].replace(',', ''))])
-        trial.set_user_attr('folder', str(folder))
         match ended['status']:
-            case _ if not study.still_ours(self.study, trial):
-                self.say(trial.number, 'was taken over by another worker')
             case 'done':
                 study.finish(self.study, trial, 'complete', ended['final_error'])
                 self.say(trial.number, f'top-1 error {ended["final_error"]:.2%}')
             case 'diverged':
-                trial.set_user_attr('reason', ended['reason'])
-                study.finish(self.study, trial, 'diverged', None)
+                study.finish(self.study, trial, 'diverged', reason=ended['reason'])
                 self.say(trial.number, f'diverged: {ended["reason"]}')
             case _ if pruned:
-                study.finish(self.study, trial, 'pruned', None)
+                study.finish(self.study, trial, 'pruned')
                 self.say(trial.number, 'pruned')
             case _ if self.family.stop:
                 study.give_back(self.study, trial._trial_id)
@@ -133,9 +132,8 @@ class Worker:
 
     def watch(self, trial: optuna.Trial, folder: pathlib.Path, process: subprocess.Popen) -> bool:
         """Reports evaluations and beats the heart while the run goes; whether it was pruned."""
-        reported = max(
-            trial.study._storage.get_trial(trial._trial_id).intermediate_values, default=0
-        )
+        before = self.study._storage.get_trial(trial._trial_id)
+        known = set(before.intermediate_values)  # from a worker that was lost
         pruned, stopped_at, next_beat = False, None, 0.0
         while process.poll() is None:
             if time.monotonic() > next_beat:
@@ -143,28 +141,33 @@ class Worker:
                 if not study.still_ours(self.study, trial) and stopped_at is None:
                     process.terminate()
                     stopped_at = time.monotonic()
-            for epoch, error in evaluations(folder):
-                if epoch > reported and stopped_at is None:
-                    reported = epoch
-                    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                        trial.report(error, epoch)
-                    if trial.should_prune():
-                        pruned, stopped_at = True, time.monotonic()
-                        process.terminate()
-            if self.family.stop and stopped_at is None:  # it was told by the family
+            if self.report(trial, folder, known) and stopped_at is None and trial.should_prune():
+                pruned, stopped_at = True, time.monotonic()
+                process.terminate()
+            if self.family.stop and stopped_at is None:  # the family has told it
                 stopped_at = time.monotonic()
             if stopped_at is not None and time.monotonic() - stopped_at > TO_SAVE_S:
                 process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_S)
+        self.report(trial, folder, known)
         return pruned
+
+    def report(self, trial: optuna.Trial, folder: pathlib.Path, known: set[int]) -> bool:
+        """Tells Optuna of evaluations it does not know, and adds them to `known`; if any."""
+        new = {epoch: e for epoch, e in evaluations(folder).items() if epoch not in known}
+        known.update(new)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # not ours any more
+            for epoch, error in new.items():
+                trial.report(error, epoch)
+        return bool(new)
 
     def say(self, number: int, words: str) -> None:
         print(f'[worker {self.args.index}] trial {number}: {words}', flush=True)
 
 
-def evaluations(folder: pathlib.Path) -> list[tuple[int, float]]:
-    """(epoch, top-1 error) of the run's evaluations, the first at or past each whole epoch."""
+def evaluations(folder: pathlib.Path) -> dict[int, float]:
+    """Epoch -> top-1 error: of the run's evaluations, the first at or past each whole epoch."""
     lines = []
     with contextlib.suppress(FileNotFoundError), open(folder / 'metrics.jsonl') as f:
         for text in f:
@@ -174,7 +177,7 @@ def evaluations(folder: pathlib.Path) -> list[tuple[int, float]]:
     for line in lines:
         if line['kind'] == 'eval' and line['attempt'] == lines[-1]['attempt']:
             first.setdefault(int(line['epoch']), line['error'])
-    return sorted(item for item in first.items() if item[0] > 0)
+    return {epoch: error for epoch, error in first.items() if epoch > 0}
 
 
 def ending(folder: pathlib.Path) -> dict:

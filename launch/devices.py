@@ -42,9 +42,8 @@ def environments(workers: int | None, chosen: str | None) -> list[dict[str, str]
     if chosen == 'cpu':
         kind, names = 'cpu', []
     if missing := [n for n in names if n not in there]:
-        raise UserError(
-            f"--devices: no '{missing[0]}' here, there are {', '.join(there) or 'none'}"
-        )
+        have = ', '.join(there) or 'none'
+        raise UserError(f"--devices: no accelerator '{missing[0]}' here, there are: {have}")
     count = workers or max(1, len(names))
     if kind == 'cpu':
         return [{'JAX_PLATFORMS': 'cpu'} if chosen == 'cpu' else {} for _ in range(count)]

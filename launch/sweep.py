@@ -18,6 +18,7 @@ stopped on request and saved: run it again.
 """
 
 import argparse
+import importlib.util
 import os
 import pathlib
 import re
@@ -37,6 +38,8 @@ DEATHS = 10  # of workers, after which none is replaced
 
 def main(argv: list[str]) -> int:
     try:
+        if importlib.util.find_spec('optuna') is None:
+            raise UserError("sweeps need Optuna: pip install -e '.[sweep]'")
         if argv[:1] == ['report']:
             from launch import sweep_report
 
@@ -125,22 +128,21 @@ def command(sweep, folder: pathlib.Path, point: dict, splits: dict = points.SPLI
 
 def drive(sweep, args: argparse.Namespace, argv: list[str]) -> int:
     """Keeps the workers going until every trial has its result; returns the exit status."""
-    from launch import study
+    from launch import study, trials
 
     environments = devices.environments(args.workers, args.devices)
     args.workdir.mkdir(parents=True, exist_ok=True)
     shared = study.begin(args.study, args.storage, sweep, args.grace)
-    print(f'{study.account(shared)}; {len(environments)} workers', flush=True)
+    print(f'{trials.account(shared)}; {len(environments)} workers', flush=True)
     with Family() as family:
         status = keep_going(family, environments, argv)
-    if status == 0 and not study.is_over(shared):
-        status = RESUME_ME
-    print(study.account(shared))
+    print(trials.account(shared))
     if status == RESUME_ME:
         print('stopped; run the same command again to go on')
     elif status == 0:
-        print(f'{study.best(shared)}\npython -m launch.sweep report --study={args.study} shows it')
-        status = int(study.failed(shared))
+        where = [w for w in argv if w.startswith(('--study', '--workdir', '--storage'))]
+        print(f'{trials.best(shared)}\npython -m launch.sweep report {shlex.join(where)}')
+        status = int(trials.failed(shared))
     return status
 
 
@@ -171,12 +173,19 @@ def keep_going(family: Family, environments: list[dict], argv: list[str]) -> int
                 how = f'signal {signal.Signals(-status).name}' if status < 0 else f'status {status}'
                 again = deaths <= DEATHS
                 print(f'[worker {index}] ended with {how}' + '; started again' * again, flush=True)
-                if again:
-                    time.sleep(1)
+                if again and not family.stop:
+                    pause(family, min(2.0**deaths, 30.0))  # a database may need time to come back
                     workers[index] = start(index)
     if family.stop:
         return RESUME_ME
     return 1 if deaths > DEATHS else 0
+
+
+def pause(family: Family, seconds: float) -> None:
+    """Sleeps, but for a request to stop."""
+    end = time.monotonic() + seconds
+    while not family.stop and time.monotonic() < end:
+        time.sleep(0.2)
 
 
 if __name__ == '__main__':

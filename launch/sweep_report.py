@@ -17,7 +17,7 @@ import optuna
 
 from experiments import cli
 from experiments.space import Axis, Sweep
-from launch import study, sweep, sweep_plots
+from launch import study, sweep, sweep_plots, trials
 from nin_jax.records import duration
 
 EDGE = 0.05  # of an axis: so near to an end, the best may lie beyond it
@@ -42,13 +42,13 @@ def main(argv: list[str]) -> int:
 def make(shared: optuna.Study, workdir: pathlib.Path, out: pathlib.Path) -> None:
     """Writes the report's files and prints its text without the pictures."""
     out.mkdir(parents=True, exist_ok=True)
-    rows = [row(trial) for trial in study.trials(shared)]
+    rows = [row(trial) for trial in trials.every(shared)]
     write_csv(rows, out / 'trials.csv')
     axes = study.space(shared)
     weights, why_not = importance(shared)
     pictures = sweep_plots.draw(rows, axes, weights, out)
-    head = [f'# Sweep {shared.study_name}', study.account(shared), study.best(shared)]
-    if best := study.best_trial(shared):
+    head = [f'# Sweep {shared.study_name}', trials.account(shared), trials.best(shared)]
+    if best := trials.best_trial(shared):
         head += edges(best.params, axes)
         head += repeat(shared, best, workdir)
     else:
@@ -79,7 +79,7 @@ def row(trial: optuna.trial.FrozenTrial) -> dict:
         error = trial.intermediate_values[last]
     return {
         'trial': trial.number,
-        'outcome': study.outcome(trial),
+        'outcome': trials.outcome(trial),
         'error': error,
         'epochs': last,
         **trial.params,
@@ -102,7 +102,7 @@ def write_csv(rows: list[dict], path: pathlib.Path) -> None:
 
 def table(rows: list[dict]) -> str:
     """The trials as Markdown, best first, then those without a result."""
-    order = {name: i for i, name in enumerate(study.OUTCOMES)}
+    order = {name: i for i, name in enumerate(trials.OUTCOMES)}
     rows = sorted(
         rows,
         key=lambda r: (order[r['outcome']], 9 if r['error'] is None else r['error'], r['trial']),
@@ -125,7 +125,7 @@ def cell(name: str, value: object) -> str:
         return f'{value:.2%}'
     if name == 'seconds':
         return duration(value)
-    return study.shown(value)
+    return trials.shown(value)
 
 
 # ---- what is said of the best ---------------------------------------------------------------
@@ -137,7 +137,7 @@ def edges(point: dict, axes: dict[str, Axis]) -> list[str]:
     for key, value in point.items():
         if key in axes and (side := edge(value, axes[key])):
             warnings.append(
-                f'Warning: the best has {key}={study.shown(value)}, at the {side} end of its axis: '
+                f'Warning: the best has {key}={trials.shown(value)}, at the {side} end: '
                 'the optimum may lie beyond it, widen the space'
             )
     return warnings
@@ -173,7 +173,7 @@ def repeat(
 
 def importance(shared: optuna.Study) -> tuple[dict[str, float], str]:
     """PED-ANOVA's share of each key in being among the best tenth, and why there is none."""
-    done = [t for t in study.trials(shared) if t.state == optuna.trial.TrialState.COMPLETE]
+    done = [t for t in trials.every(shared) if t.state == optuna.trial.TrialState.COMPLETE]
     if len(done) < FEWEST:
         return {}, f'No importance: it takes {FEWEST} complete trials, there are {len(done)}.'
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()

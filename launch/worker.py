@@ -17,7 +17,7 @@ import optuna
 
 from experiments import cli
 from experiments.space import Sweep
-from launch import points, study
+from launch import points, study, trials
 from launch.processes import Family
 from nin_jax.errors import UserError
 from nin_jax.interrupt import RESUME_ME
@@ -32,11 +32,12 @@ def main(argv: list[str]) -> int:
 
     args, overrides = sweep.parse(argv)
     try:
-        with study.database_errors(), Family() as family:
-            page = points.load(args.sweep, overrides)
-            return Worker(
-                page, study.join(args.study, args.storage, args.grace), args, family
-            ).work()
+        page = points.load(args.sweep, overrides)
+        with Family() as family, study.database_errors():
+            shared = study.join(args.study, args.storage, args.grace)
+            return Worker(page, shared, args, family).work()
+    except study.UnreachableError as e:
+        return cli.complain(str(e), status=1)  # it may come back: launch.sweep starts us again
     except UserError as e:
         return cli.complain(str(e))
 
@@ -51,12 +52,12 @@ class Worker:
     def work(self) -> int:
         """Runs trials until the study has none left, or until asked to stop."""
         while not self.family.stop:
-            for number in study.take_back_lost(self.study, self.args.retries):
+            for number in trials.take_back_lost(self.study, self.args.retries):
                 self.say(number, 'lost its worker; back in the queue')
-            trial = study.claim(self.study)
+            trial = trials.claim(self.study)
             if trial is not None:
                 self.run(trial)
-            elif study.is_over(self.study):
+            elif trials.is_over(self.study):
                 return 0
             else:  # others run the last ones, and one of them may be lost yet
                 time.sleep(study.beat_every(self.args.grace))
@@ -64,17 +65,17 @@ class Worker:
 
     def run(self, trial: optuna.Trial) -> None:
         """Runs a trial to its end, or gives it back."""
-        point = study.suggest(trial, study.space(self.study))
+        point = trials.suggest(trial, study.space(self.study))
         folder = pathlib.Path(self.args.workdir) / f'trial-{trial.number}'
         folder.mkdir(parents=True, exist_ok=True)
         status, pruned, log = 0, False, ''
         if not self.wait_for_folder(trial, folder):
             return
         if ending(folder)['status'] not in ('done', 'diverged'):
-            self.say(trial.number, ', '.join(f'{k}={study.shown(v)}' for k, v in point.items()))
+            self.say(trial.number, ', '.join(f'{k}={trials.shown(v)}' for k, v in point.items()))
             status, pruned, log = self.train(trial, folder, point)
         ended = ending(folder)
-        if not study.still_ours(self.study, trial):
+        if not trials.still_ours(self.study, trial):
             self.say(trial.number, 'was taken over by another worker')
             return
         if resumed := re.findall(r'resuming at step ([\d,]+)', log):
@@ -82,24 +83,24 @@ class Worker:
             trial.set_user_attr('resumed_at', [*steps, int(resumed[-1].replace(',', ''))])
         match ended['status']:
             case 'done':
-                study.finish(self.study, trial, 'complete', ended['final_error'])
+                trials.finish(self.study, trial, 'complete', ended['final_error'])
                 self.say(trial.number, f'top-1 error {ended["final_error"]:.2%}')
             case 'diverged':
-                study.finish(self.study, trial, 'diverged', reason=ended['reason'])
+                trials.finish(self.study, trial, 'diverged', reason=ended['reason'])
                 self.say(trial.number, f'diverged: {ended["reason"]}')
             case _ if pruned:
-                study.finish(self.study, trial, 'pruned')
+                trials.finish(self.study, trial, 'pruned')
                 self.say(trial.number, 'pruned')
             case _ if self.family.stop:
-                study.give_back(self.study, trial._trial_id)
+                trials.give_back(self.study, trial._trial_id)
                 self.say(trial.number, 'saved, and back in the queue')
             case _ if status == cli.MISTAKE:  # every other trial would end so, too
-                study.give_back(self.study, trial._trial_id)
+                trials.give_back(self.study, trial._trial_id)
                 raise UserError(f'trial {trial.number} did not start: {last_line(log)}')
             case _:
                 reason = f'exit status {status} ({last_line(log)})'
                 self.say(trial.number, f'{reason}; log in {folder}/log.txt')
-                study.give_back(self.study, trial._trial_id, reason, self.args.retries)
+                trials.give_back(self.study, trial._trial_id, reason, self.args.retries)
 
     def wait_for_folder(self, trial: optuna.Trial, folder: pathlib.Path) -> bool:
         """Waits until no process of a lost worker runs in the folder; False if one does not end."""
@@ -109,14 +110,14 @@ class Worker:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     return True
-                if not study.still_ours(self.study, trial):
+                if not trials.still_ours(self.study, trial):
                     return False
                 if time.monotonic() > until:
                     reason = f'another process is still running in {folder}'
-                    study.give_back(self.study, trial._trial_id, reason, self.args.retries)
+                    trials.give_back(self.study, trial._trial_id, reason, self.args.retries)
                     return False
                 time.sleep(POLL_S)
-        study.give_back(self.study, trial._trial_id)
+        trials.give_back(self.study, trial._trial_id)
         return False
 
     def train(self, trial: optuna.Trial, folder: pathlib.Path, point: dict):
@@ -138,7 +139,7 @@ class Worker:
         while process.poll() is None:
             if time.monotonic() > next_beat:
                 next_beat = time.monotonic() + study.beat_every(self.args.grace)
-                if not study.still_ours(self.study, trial) and stopped_at is None:
+                if not trials.still_ours(self.study, trial) and stopped_at is None:
                     process.terminate()
                     stopped_at = time.monotonic()
             if self.report(trial, folder, known) and stopped_at is None and trial.should_prune():

@@ -21,7 +21,7 @@ from PIL import Image
 
 from experiments import cli
 from experiments.space import Sweep, choice, integer, log_uniform, text, uniform
-from launch import devices, points, study, sweep, sweep_report
+from launch import devices, points, study, sweep, sweep_report, trials
 from launch.processes import Family
 from nin_jax import cache
 from nin_jax.config import flatten
@@ -175,12 +175,12 @@ def opened(tmp_path):
 def test_a_trial_has_one_owner_and_beginning_again_adds_none(opened, monkeypatch):
     made, url, (one, two) = opened
     study.begin('s', url, made, 2)
-    taken = [study.claim(s) for s in (one, two, one, two)]
+    taken = [trials.claim(s) for s in (one, two, one, two)]
     assert [t and t.number for t in taken] == [0, 1, 2, None]
-    assert study.suggest(taken[1], study.space(one)) == {'optim.lr': 0.2}
-    assert study.still_ours(two, taken[1])
-    monkeypatch.setattr(study, 'owner', lambda: 'another')
-    assert not study.still_ours(two, taken[1])
+    assert trials.suggest(taken[1], study.space(one)) == {'optim.lr': 0.2}
+    assert trials.still_ours(two, taken[1])
+    monkeypatch.setattr(trials, 'owner', lambda: 'another')
+    assert not trials.still_ours(two, taken[1])
     with pytest.raises(UserError, match=r'of another sweep \(optim.momentum: 0.9 there, 0.5 here'):
         study.begin('s', url, Sweep(TINY, points=made.points, fixed={'optim.momentum': 0.5}), 2)
 
@@ -188,34 +188,34 @@ def test_a_trial_has_one_owner_and_beginning_again_adds_none(opened, monkeypatch
 def test_a_lost_trial_keeps_its_number_and_is_given_up_after_so_many_losses(opened):
     _, _, (one, two) = opened
     for losses in (1, 2):
-        trial = study.claim(one)
+        trial = trials.claim(one)
         assert trial.number == 0
         trial.report(0.5, losses)
-        assert study.take_back_lost(two, retries=1) == []  # its heart has just beaten
+        assert trials.take_back_lost(two, retries=1) == []  # its heart has just beaten
         time.sleep(3.5)
-        assert study.take_back_lost(two, retries=1) == [0]
-        assert len(study.trials(two)[0].user_attrs['losses']) == losses
-    first = study.trials(one)[0]
-    assert study.outcome(first) == 'failed' and 'was lost, 2 times' in first.user_attrs['reason']
-    assert study.claim(two).number == 1
-    assert study.account(one) == (
+        assert trials.take_back_lost(two, retries=1) == [0]
+        assert len(trials.every(two)[0].user_attrs['losses']) == losses
+    first = trials.every(one)[0]
+    assert trials.outcome(first) == 'failed' and 'was lost, 2 times' in first.user_attrs['reason']
+    assert trials.claim(two).number == 1
+    assert trials.account(one) == (
         '3 points: 1 failed, 1 running, 1 waiting; workers lost: 2, over 1 of the points'
     )
 
 
 def test_given_back_on_request_is_no_loss_and_finished_stays_finished(opened):
     _, _, (one, two) = opened
-    study.give_back(one, study.claim(one)._trial_id)
-    trial = study.claim(two)
-    assert trial.number == 0 and not study.trials(one)[0].user_attrs.get('losses')
-    study.finish(two, trial, 'complete', 0.25)
-    study.finish(one, trial, 'diverged')  # by one that was thought lost
-    study.give_back(one, trial._trial_id, 'lost', retries=0)
-    assert study.outcome(study.trials(one)[0]) == 'complete'
+    trials.give_back(one, trials.claim(one)._trial_id)
+    trial = trials.claim(two)
+    assert trial.number == 0 and not trials.every(one)[0].user_attrs.get('losses')
+    trials.finish(two, trial, 'complete', 0.25)
+    trials.finish(one, trial, 'diverged')  # by one that was thought lost
+    trials.give_back(one, trial._trial_id, 'lost', retries=0)
+    assert trials.outcome(trials.every(one)[0]) == 'complete'
     for error in (0.5, None):
-        study.finish(one, study.claim(one), 'complete' if error else 'diverged', error)
-    assert study.is_over(one) and study.best_trial(one).value == 0.25
-    assert study.account(two) == '3 points: 2 complete, 1 diverged'
+        trials.finish(one, trials.claim(one), 'complete' if error else 'diverged', error)
+    assert trials.is_over(one) and trials.best_trial(one).value == 0.25
+    assert trials.account(two) == '3 points: 2 complete, 1 diverged'
 
 
 # ---- processes and devices ------------------------------------------------------------------
@@ -274,12 +274,12 @@ def finished_study(tmp_path, **options):
     url = f'sqlite:///{tmp_path}/study.db'
     study.begin('s', url, made, 60)
     shared = study.join('s', url)
-    while trial := study.claim(shared):
-        point = study.suggest(trial, study.space(shared))
+    while trial := trials.claim(shared):
+        point = trials.suggest(trial, study.space(shared))
         error = 0.5 - 0.1 * (3 + math.log10(point['optim.lr']))
         trial.report(error, 1)
         kind = {7: 'pruned', 9: 'diverged'}.get(trial.number, 'complete')
-        study.finish(shared, trial, kind, error if kind == 'complete' else None)
+        trials.finish(shared, trial, kind, error if kind == 'complete' else None)
     return shared
 
 
@@ -288,9 +288,9 @@ def test_report_of_a_finished_study(tmp_path, capsys):
     assert sweep.main(['report', '--study=s', f'--workdir={tmp_path}']) == 0
     out = capsys.readouterr().out
     assert '20 points: 18 complete, 1 pruned, 1 diverged' in out
-    best = study.best_trial(shared)
+    best = trials.best_trial(shared)
     assert f'best: trial {best.number}, validation top-1 error {best.value:.2%}' in out
-    assert 'Warning: the best has optim.lr=' in out and 'at the upper end of its axis' in out
+    assert 'Warning: the best has optim.lr=' in out and 'at the upper end' in out
     command = next(line for line in out.splitlines() if line.startswith('python -m experiments'))
     words = shlex.split(command)
     config = cli.load_config(TINY, [w for w in words if w.startswith('--config.')])
@@ -413,21 +413,21 @@ def tiny_sweep(folder, *rates):
 
 def check_accounts(folder, url, count, killed, out):
     """Every trial has one result, its folder's; those killed went on from where they were."""
-    trials = study.trials(study.join('s', url))
-    assert [t.number for t in trials] == list(range(count)), out
-    for trial in trials:
+    every = trials.every(study.join('s', url))
+    assert [t.number for t in every] == list(range(count)), out
+    for trial in every:
         ended = summary(folder / f'trial-{trial.number}')
         kind = {'done': 'complete', 'diverged': 'diverged', 'preempted': 'pruned'}[ended['status']]
-        assert study.outcome(trial) == kind
+        assert trials.outcome(trial) == kind
         if kind == 'complete':
             assert trial.value == ended['final_error']
             steps = [line['step'] for line in metrics(folder / f'trial-{trial.number}', 'train')]
             assert steps == sorted(set(steps))  # neither a gap nor a duplicate
     for number, step in killed:
-        assert trials[number].user_attrs['losses'], out
-        resumed = trials[number].user_attrs['resumed_at']
+        assert every[number].user_attrs['losses'], out
+        resumed = every[number].user_attrs['resumed_at']
         assert resumed and max(resumed) > 0 and max(resumed) >= step // 2, out
-    return trials
+    return every
 
 
 def test_a_sweep_whose_worker_is_killed_completes(tmp_path):
@@ -436,9 +436,9 @@ def test_a_sweep_whose_worker_is_killed_completes(tmp_path):
     folder, url = tmp_path / 'sweep', f'sqlite:///{tmp_path}/sweep/study.db'
     status, out, killed = run_with_kills(folder, page, [(0, 0, 200, True)])
     assert status == 0, out
-    trials = check_accounts(folder, url, 3, killed, out)
-    assert [study.outcome(t) for t in trials] == ['complete', 'diverged', 'complete']
-    assert 'the loss became' in trials[1].user_attrs['reason']
+    every = check_accounts(folder, url, 3, killed, out)
+    assert [trials.outcome(t) for t in every] == ['complete', 'diverged', 'complete']
+    assert 'the loss became' in every[1].user_attrs['reason']
     assert '3 points: 2 complete, 1 diverged; workers lost: 1, over 1 of the points' in out
     assert '[worker 0] ended with signal SIGKILL; started again' in out
 
@@ -452,12 +452,12 @@ def test_a_stopped_sweep_saves_and_goes_on(tmp_path):
     wait_until(lambda: min(step_of(folder / f'trial-{n}') for n in range(2)) > 60, 120)
     driver.terminate()
     assert driver.wait(60) == 75
-    trials = study.trials(study.join('s', url))
-    assert {study.outcome(t) for t in trials} == {'waiting'}
-    assert not any(t.user_attrs.get('losses') for t in trials)
+    every = trials.every(study.join('s', url))
+    assert {trials.outcome(t) for t in every} == {'waiting'}
+    assert not any(t.user_attrs.get('losses') for t in every)
     assert run_module('launch.sweep', *words).returncode == 0
-    trials = check_accounts(folder, url, 2, [], '')
-    assert all(t.user_attrs['resumed_at'][0] > 60 for t in trials)
+    every = check_accounts(folder, url, 2, [], '')
+    assert all(t.user_attrs['resumed_at'][0] > 60 for t in every)
 
 
 @pytest.mark.slow
@@ -472,8 +472,8 @@ def test_a_mistake_that_only_a_run_finds_stops_the_sweep_and_loses_nothing(tmp_p
     assert 'trial 0 did not start: train.batch_size=200: the training split holds only 100' in (
         result.stderr
     )
-    trials = study.trials(study.join('s', f'sqlite:///{tmp_path}/sweep/study.db'))
-    assert {study.outcome(t) for t in trials} == {'waiting'}
+    every = trials.every(study.join('s', f'sqlite:///{tmp_path}/sweep/study.db'))
+    assert {trials.outcome(t) for t in every} == {'waiting'}
 
 
 KILLS = [
@@ -541,6 +541,16 @@ def test_the_same_sweep_on_postgresql(tmp_path, postgres):
     assert '4 points: 3 complete, 1 diverged; workers lost: 1' in result.stdout
     missing = run_module('launch.sweep', 'report', '--study=t', f'--storage={postgres}')
     assert missing.returncode == 2 and "no study 't', did you mean 's'?" in missing.stderr
+
+
+def test_without_optuna_the_mend_is_named():
+    code = (
+        "import sys; sys.modules['optuna'] = None; from launch import sweep; "
+        "sys.exit(sweep.main(['report', '--study=x']))"
+    )
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "pip install -e '.[sweep]'" in result.stderr
+    assert result.stderr.count('\n') == 1
 
 
 def test_commands_of_the_readme(capsys):

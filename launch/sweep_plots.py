@@ -68,14 +68,17 @@ def percents(rows: list[dict], outcome: str) -> list[dict]:
 
 def scale_errors(plot, errors: list[float]) -> None:
     """A log scale where errors spread over more than an order of magnitude."""
-    positive = [e for e in errors if e > 0]
-    if len(positive) == len(errors) and max(errors) > 10 * min(errors):
+    if min(errors) > 0 and max(errors) > 10 * min(errors):
         plot.set_yscale('log')
-        plot.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
-        plot.yaxis.set_minor_formatter(
-            matplotlib.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.5))
-        )
+        label_log(plot.yaxis)
     plot.grid(alpha=0.3)
+
+
+def label_log(axis) -> None:
+    """Labels a log scale at 1, 2 and 5 times the powers of ten, in plain numbers."""
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
+    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
 # ---- best so far ----------------------------------------------------------------------------
@@ -129,9 +132,8 @@ def along_axes(rows: list[dict], axes: dict[str, Axis]) -> Figure:
             plot.set_axis_off()
             continue
         key, axis = list(axes.items())[i]
-        at = positions(axis)
         for name, group, style in groups:
-            xs, ys = [at(r[key]) for r in group], [r['error'] for r in group]
+            xs, ys = [where(r, key, axis) for r in group], [r['error'] for r in group]
             if name == 'diverged' and group:  # at the panel's top edge
                 line = plot.plot(xs, [1.0] * len(xs), transform=plot.get_xaxis_transform(), **style)
                 line[0].set(clip_on=False, in_layout=False)
@@ -148,11 +150,11 @@ def along_axes(rows: list[dict], axes: dict[str, Axis]) -> Figure:
     return figure
 
 
-def positions(axis: Axis):
-    """A function from values to where they are drawn: choices are evenly spaced."""
+def where(trial: dict, key: str, axis: Axis) -> float:
+    """Where a trial is drawn: choices are evenly spaced, and their trials a little apart."""
     if axis.kind == 'choice':
-        return ordered(axis).index
-    return lambda value: value
+        return ordered(axis).index(trial[key]) + 0.05 * (trial['trial'] * 3 % 7 - 3)
+    return trial[key]
 
 
 def label_axis(plot, axis: Axis) -> None:
@@ -197,21 +199,20 @@ def parallel(rows: list[dict], axes: dict[str, Axis]) -> Figure:
             plot.annotate(
                 value,
                 (x, height),
-                (4, 0),
+                (4 if x else -4, 0),  # left of the first axis there are no lines
                 textcoords='offset points',
+                ha='left' if x else 'right',
                 va='center',
                 fontsize=8,
                 bbox=dict(boxstyle='square,pad=0.1', fc='white', ec='none', alpha=0.8),
             )
-    plot.set(xlim=(-0.15, len(axes) - 0.7), ylim=(-0.04, 1.04), yticks=[])
+    plot.set(xlim=(-0.3, len(axes) - 0.7), ylim=(-0.04, 1.04), yticks=[])
     plot.set_xticks(range(len(axes)), [key.replace('.', '.\n') for key in axes])
     plot.tick_params('x', length=0)
     plot.spines[:].set_visible(False)
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=plot, label=ERROR)
-    bar.ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
-    bar.ax.yaxis.set_minor_formatter(
-        matplotlib.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.5))
-    )
+    if spread:
+        label_log(bar.ax.yaxis)
     return figure
 
 

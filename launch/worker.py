@@ -81,15 +81,16 @@ class Worker:
         if resumed := re.findall(r'resuming at step ([\d,]+)', log):
             steps = trial.user_attrs.get('resumed_at', [])
             trial.set_user_attr('resumed_at', [*steps, int(resumed[-1].replace(',', ''))])
+        facts = {k: ended[k] for k in ('step', 'seconds', 'reason') if k in ended}
         match ended['status']:
             case 'done':
-                trials.finish(self.study, trial, 'complete', ended['final_error'])
+                trials.finish(self.study, trial, 'complete', ended['final_error'], **facts)
                 self.say(trial.number, f'top-1 error {ended["final_error"]:.2%}')
             case 'diverged':
-                trials.finish(self.study, trial, 'diverged', reason=ended['reason'])
+                trials.finish(self.study, trial, 'diverged', **facts)
                 self.say(trial.number, f'diverged: {ended["reason"]}')
             case _ if pruned:
-                trials.finish(self.study, trial, 'pruned')
+                trials.finish(self.study, trial, 'pruned', **facts)
                 self.say(trial.number, 'pruned')
             case _ if self.family.stop:
                 trials.give_back(self.study, trial._trial_id)

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -185,14 +186,20 @@ def test_a_trial_has_one_owner_and_beginning_again_adds_none(opened, monkeypatch
         study.begin('s', url, Sweep(TINY, points=made.points, fixed={'optim.momentum': 0.5}), 2)
 
 
-def test_a_lost_trial_keeps_its_number_and_is_given_up_after_so_many_losses(opened):
+def age_heartbeats(database):
+    """Makes every worker look dead for an hour."""
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
+
+
+def test_a_lost_trial_keeps_its_number_and_is_given_up_after_so_many_losses(opened, tmp_path):
     _, _, (one, two) = opened
     for losses in (1, 2):
         trial = trials.claim(one)
         assert trial.number == 0
         trial.report(0.5, losses)
         assert trials.take_back_lost(two, retries=1) == []  # its heart has just beaten
-        time.sleep(3.5)
+        age_heartbeats(tmp_path / 'study.db')
         assert trials.take_back_lost(two, retries=1) == [0]
         assert len(trials.every(two)[0].user_attrs['losses']) == losses
     first = trials.every(one)[0]
@@ -201,6 +208,19 @@ def test_a_lost_trial_keeps_its_number_and_is_given_up_after_so_many_losses(open
     assert trials.account(one) == (
         '3 points: 1 failed, 1 running, 1 waiting; workers lost: 2, over 1 of the points'
     )
+
+
+def test_a_worker_killed_right_after_taking_a_trial_loses_nothing(opened, tmp_path, monkeypatch):
+    _, _, (one, two) = opened
+    set_attr = type(one._storage).set_trial_system_attr
+    monkeypatch.setattr(type(one._storage), 'set_trial_system_attr', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trials.claim(one)
+    monkeypatch.setattr(type(one._storage), 'set_trial_system_attr', set_attr)
+    assert trials.outcome(trials.every(two)[0]) == 'running'
+    age_heartbeats(tmp_path / 'study.db')
+    assert trials.take_back_lost(two, retries=1) == [0]
+    assert trials.suggest(trials.claim(two), study.space(two)) == {'optim.lr': 0.1}
 
 
 def test_given_back_on_request_is_no_loss_and_finished_stays_finished(opened):
@@ -263,15 +283,18 @@ def test_accelerators_are_handed_out(monkeypatch):
 # ---- the report -----------------------------------------------------------------------------
 
 
-def finished_study(tmp_path, **options):
-    """A study of made-up results: the error is lowest at the upper end of the learning rates."""
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A study of made-up results, lowest at the upper end of the learning rates; its folder."""
+    folder = tmp_path_factory.mktemp('finished')
+    fixed = {'model.blocks.mlpconv1.features': (8, 8)}
     space = {
         'optim.lr': log_uniform(0.001, 1.0),
         'model.class_bias': choice(0.0, 0.5, 1.0),
         'optim.schedule': choice('drops', 'plateau'),
     }
-    made = Sweep(TINY, space, sampler='random', trials=20, prune_after=1, **options)
-    url = f'sqlite:///{tmp_path}/study.db'
+    made = Sweep(TINY, space, sampler='random', trials=20, prune_after=1, fixed=fixed)
+    url = f'sqlite:///{folder}/study.db'
     study.begin('s', url, made, 60)
     shared = study.join('s', url)
     while trial := trials.claim(shared):
@@ -280,12 +303,12 @@ def finished_study(tmp_path, **options):
         trial.report(error, 1)
         kind = {7: 'pruned', 9: 'diverged'}.get(trial.number, 'complete')
         trials.finish(shared, trial, kind, error if kind == 'complete' else None)
-    return shared
+    return shared, folder
 
 
-def test_report_of_a_finished_study(tmp_path, capsys):
-    shared = finished_study(tmp_path, fixed={'model.blocks.mlpconv1.features': (8, 8)})
-    assert sweep.main(['report', '--study=s', f'--workdir={tmp_path}']) == 0
+def test_report_of_a_finished_study(finished, capsys):
+    shared, folder = finished
+    assert sweep.main(['report', '--study=s', f'--workdir={folder}']) == 0
     out = capsys.readouterr().out
     assert '20 points: 18 complete, 1 pruned, 1 diverged' in out
     best = trials.best_trial(shared)
@@ -296,19 +319,19 @@ def test_report_of_a_finished_study(tmp_path, capsys):
     config = cli.load_config(TINY, [w for w in words if w.startswith('--config.')])
     assert config.optim.lr == best.params['optim.lr'] and config.data.eval == 'valid'
     assert config.model.blocks.mlpconv1.features == (8, 8)
-    with open(tmp_path / 'report' / 'trials.csv') as f:
+    with open(folder / 'report' / 'trials.csv') as f:
         rows = list(csv.DictReader(f))
     assert [int(r['trial']) for r in rows] == list(range(20))
     assert float(rows[best.number]['optim.lr']) == best.params['optim.lr']
-    page = (tmp_path / 'report' / 'REPORT.md').read_text()
+    page = (folder / 'report' / 'REPORT.md').read_text()
     shown = re.findall(r'!\[.*\]\((.*)\)', page)
     assert shown == ['best.png', 'axes.png', 'parallel.png', 'importance.png']
     for name in shown:
-        assert Image.open(tmp_path / 'report' / name).size > (600, 200)
+        assert Image.open(folder / 'report' / name).size > (600, 200)
 
 
-def test_importance_finds_the_axis_that_matters(tmp_path):
-    weights, why_not = sweep_report.importance(finished_study(tmp_path))
+def test_importance_finds_the_axis_that_matters(finished):
+    weights, why_not = sweep_report.importance(finished[0])
     assert max(weights, key=weights.get) == 'optim.lr' and why_not == ''
 
 
@@ -541,6 +564,27 @@ def test_the_same_sweep_on_postgresql(tmp_path, postgres):
     assert '4 points: 3 complete, 1 diverged; workers lost: 1' in result.stdout
     missing = run_module('launch.sweep', 'report', '--study=t', f'--storage={postgres}')
     assert missing.returncode == 2 and "no study 't', did you mean 's'?" in missing.stderr
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_study(tmp_path, postgres):
+    """Two drivers begin at once, each with a folder of its own; no trial runs in both."""
+    page = tiny_sweep(tmp_path, 0.05, 0.02, 0.03, 0.04)
+    words = [sys.executable, '-m', 'launch.sweep', f'--sweep={page}', '--study=s']
+    drivers = [
+        subprocess.Popen(
+            [*words, f'--storage={postgres}', f'--workdir={tmp_path / name}'], cwd=ROOT
+        )
+        for name in ('one', 'two')
+    ]
+    assert [driver.wait(600) for driver in drivers] == [0, 0]
+    folders = [f.parent for name in ('one', 'two') for f in tmp_path.glob(f'{name}/*/summary.json')]
+    assert sorted(f.name for f in folders) == [f'trial-{n}' for n in range(4)]
+    assert {f.parent.name for f in folders} == {'one', 'two'}
+    every = trials.every(study.join('s', postgres))
+    assert {t.number: t.value for t in every} == {
+        int(f.name[6:]): summary(f)['final_error'] for f in folders
+    }
 
 
 def test_without_optuna_the_mend_is_named():

@@ -5,7 +5,8 @@
 
 What it answers: how a sweep works, in minutes. A network a tenth of quickstart.py's size, three
 epochs on 4,000 digits, scored on the 1,000 held out; TPE, and the hopeless stop after one epoch.
-What it costs: 24 trials of 10 to 20 seconds on one CPU core each, 4 minutes with two workers.
+What it costs: 24 trials of at most 20 seconds on one CPU core each. What it said once: the best has
+8.8 % at a rate of 0.017, momentum 0.93 and bias 1; half of the trials were stopped early.
 """
 
 from experiments.space import Sweep, choice, log_uniform, uniform

@@ -3,10 +3,10 @@
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from nin_jax.config import flatten
 from nin_jax.errors import UserError, did_you_mean, os_sentence
@@ -55,11 +55,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def check_config_keys(argv: list[str]) -> None:
-    """Raises UserError if --config names no page, or an override no key of it.
-
-    The page is loaded by itself for this: flags of its keys come into being as it is parsed, and
-    an unknown one would be an AttributeError without the key's path.
-    """
+    """Raises UserError if --config names no page, or an override no key of it."""
     page = [
         a
         for pair in zip(argv, [*argv[1:], ''], strict=True)
@@ -71,20 +67,34 @@ def check_config_keys(argv: list[str]) -> None:
         if overrides:
             raise UserError(f'--config.{overrides[0]} needs a page to change: add --config=PAGE')
         return
-    page = page[0].split('=', 1)[1] if '=' in page[0] else page[1]
+    known = flatten(load_config(page[0].split('=', 1)[1] if '=' in page[0] else page[1]))
+    for key in overrides:
+        if key not in known:
+            raise UserError(f"unknown key '{key}'" + did_you_mean(key, known))
+
+
+def load_config(page: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """A page's config, with words such as --config.optim.lr=0.1 read as a run would read them.
+
+    It is loaded apart from the process's own flags: those of a page's keys come into being as
+    they are parsed, and an unknown one would be an AttributeError without the key's path.
+
+    Raises:
+      UserError: the page does not load, or a value cannot be read.
+    """
     path = pathlib.Path(page.split(':')[0])
     if not path.is_file():
         there = [str(p) for p in sorted(CONFIGS.glob('[!_]*.py'))]
         raise UserError(f"no config page '{path}'{did_you_mean(str(path), there)}")
+    words = ['', f'--config={page}', *overrides]
     alone = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file('config', flag_values=alone, sys_argv=[])
+    holder = config_flags.DEFINE_config_file('config', flag_values=alone, sys_argv=words)
     try:
-        alone([argv[0], f'--config={page}'])
-        known = flatten(holder.value)
+        alone(words)
+        return holder.value
     except UserError:
         raise
+    except flags.Error as e:
+        raise UserError(' '.join(str(e).split())) from e
     except Exception as e:  # whatever a broken page may raise; its last line says what
         raise UserError(f"config page '{path}' does not load: {str(e).splitlines()[-1]}") from e
-    for key in overrides:
-        if key not in known:
-            raise UserError(f"unknown key '{key}'" + did_you_mean(key, known))

@@ -10,12 +10,11 @@ command, 75 stopped on request and saved: run it again.
 import argparse
 import json
 import pathlib
-import signal
 import statistics
-import subprocess
 import sys
 
 from experiments import cli
+from launch.processes import Family
 from nin_jax.interrupt import RESUME_ME
 
 
@@ -46,24 +45,9 @@ def main(argv: list[str]) -> int:
 
 def run(flags: list[str]) -> int:
     """Runs experiments.main to its end, and hands on requests to stop; returns its status."""
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'experiments.main', *flags],
-        process_group=0,  # so that Ctrl-C reaches it once, from here
-    )
-    stopping = False
-
-    def hand_on(signum, _frame):
-        nonlocal stopping
-        stopping = True
-        process.send_signal(signum)
-
-    previous = {s: signal.signal(s, hand_on) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        status = process.wait()
-    finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)
-    if stopping and status in (0, 1):
+    with Family() as family:
+        status = family.start([sys.executable, '-m', 'experiments.main', *flags]).wait()
+    if family.stop and status in (0, 1):
         return RESUME_ME  # this seed came to its end, the next is not to begin
     return status if status >= 0 else 128 - status
 

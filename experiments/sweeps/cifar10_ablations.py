@@ -1,0 +1,28 @@
+"""What dropout, augmentation and global average pooling are worth on CIFAR-10, trial by trial.
+
+    python -m launch.sweep --sweep=experiments/sweeps/cifar10_ablations.py --study=ablations
+
+What it answers: section 4.6's question and table 1's, each run the whole schedule on the 40,000
+training images and scored on the 10,000 validation images.
+What it costs: 6 trials of 81,000 steps, 14 PFLOP each. Needs `python -m experiments.prepare
+cifar10`.
+"""
+
+from experiments.space import Sweep
+
+
+def get_sweep() -> Sweep:
+    no_dropout = {'model.blocks.mlpconv1.dropout': 0.0, 'model.blocks.mlpconv2.dropout': 0.0}
+    augmented = {'augment.crop_pad': 4, 'augment.flip': True}
+    return Sweep(
+        config='experiments/configs/cifar10.py',
+        points=(
+            {},
+            no_dropout,
+            augmented,
+            no_dropout | augmented,
+            {'model.head': 'fc'},
+            {'model.head': 'fc', 'model.head_dropout': 0.5},
+        ),
+        fixed={'model.class_bias': 1.0},
+    )

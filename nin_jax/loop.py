@@ -94,6 +94,7 @@ def _attempt(
             records.eval(step, float(scores['loss']), error, int(scores['errors']))
         if saving or stopping:
             with clock('checkpoint'):
+                records.sync()
                 checkpoints.save(step, state, meta | {'seconds': clock.seconds}, error)
         if stopping and step < plan.total_steps:
             checkpoints.wait()

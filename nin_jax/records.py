@@ -102,6 +102,10 @@ class Records:
         """One sentence for the person watching."""
         self._console.print(text)
 
+    def sync(self) -> None:
+        """Brings the lines to the disk, or the bucket, so that a checkpoint never outlives them."""
+        os.fsync(self._file.fileno())
+
     def start_over(self, attempt: int) -> None:
         """The run begins again at step 0 with new weights; its earlier lines stay in the file."""
         self._attempt, self._last_step = attempt, 0
@@ -154,7 +158,7 @@ class Silence:
     def train(self, *_):
         pass
 
-    eval = note = start_over = train
+    eval = note = sync = start_over = train
 
 
 def _lines_up_to(path: pathlib.Path, first: tuple[int, int]) -> list[dict]:

@@ -392,25 +392,32 @@ def run_with_kills(folder, page, kills, *flags, timeout=900):
         text=True,
     )
     kills, killed, end = list(kills), [], time.monotonic() + timeout
-    while driver.poll() is None:
-        assert time.monotonic() < end, driver.kill() or 'the sweep did not come to its end'
-        time.sleep(0.02)
-        for worker, command in children(driver.pid) if kills else ():
-            index, number, step, run_too = kills[0]
-            if command[-1] != f'--index={index}':
-                continue
-            for run, run_command in children(worker):
-                where = [w[10:] for w in run_command if w.startswith('--workdir=')]
-                trial = int(where[0].rsplit('-', 1)[1]) if where else -1
-                if trial >= number and (now := step_of(pathlib.Path(where[0]))) >= step:
-                    os.kill(worker, signal.SIGKILL)
-                    if run_too:
-                        os.kill(run, signal.SIGKILL)
-                    killed.append((trial, now))
-                    kills.pop(0)
-                    break
-    assert not kills, f'the sweep ended before {kills}: {driver.stdout.read()}'
-    return driver.returncode, driver.stdout.read(), killed
+    try:
+        while driver.poll() is None:
+            assert time.monotonic() < end, 'the sweep did not come to its end'
+            time.sleep(0.02)
+            if kills and (at := kill(driver.pid, *kills[0])):
+                killed.append(at)
+                kills.pop(0)
+    finally:
+        driver.terminate()
+    out = driver.stdout.read()
+    assert not kills, f'the sweep ended before {kills}: {out}'
+    return driver.returncode, out, killed
+
+
+def kill(driver: int, index: int, first: int, step: int, run_too: bool):
+    """Kills a worker if it is far enough; returns the trial and its step, or None."""
+    for worker, command in children(driver):
+        for run, words in children(worker) if command[-1] == f'--index={index}' else ():
+            where = [pathlib.Path(w[10:]) for w in words if w.startswith('--workdir=')]
+            trial = int(where[0].name.removeprefix('trial-')) if where else -1
+            if trial >= first and (now := step_of(where[0])) >= step:
+                os.kill(worker, signal.SIGKILL)
+                if run_too:
+                    os.kill(run, signal.SIGKILL)
+                return trial, now
+    return None
 
 
 TINY_SWEEP = """

@@ -567,7 +567,7 @@ def test_the_same_sweep_on_postgresql(tmp_path, postgres):
     assert result.returncode == 0, result.stderr
     assert '4 points: 3 complete, 1 diverged; workers lost: 2' in result.stdout
     missing = run_module('launch.sweep', 'report', '--study=t', f'--storage={postgres}')
-    assert missing.returncode == 2 and "no study 't', did you mean 's'?" in missing.stderr
+    assert missing.returncode == 2 and "no study 't': choose from s" in missing.stderr
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def pair(workdir, *flags):
                 p.wait()
 
 
-def finish(processes, timeout: float = 60) -> tuple[list[int], list[str], list[str]]:
+def finish(processes, timeout: float = 120) -> tuple[list[int], list[str], list[str]]:
     """Their statuses, outputs and errors; what gloo itself says is left away."""
     outputs = [p.communicate(timeout=timeout) for p in processes]
     quiet = ['\n'.join(t for t in o.splitlines() if '[Gloo]' not in t) for o, _ in outputs]

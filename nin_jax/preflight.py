@@ -37,6 +37,7 @@ class Chip:
       memory: bytes.
       memory_rate: bytes a second between memory and chip.
       link_rate: bytes a second that leave the chip, over all its links.
+      clock: cycles a second; 0 if the compiler tells no cycles.
       axes: dimensions of a slice's shape.
       most: chips in the largest slice.
     """
@@ -45,17 +46,20 @@ class Chip:
     memory: float
     memory_rate: float
     link_rate: float
+    clock: float = 0
     axes: int = 0
     most: int = 0
 
 
 # docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e: peak bf16, HBM, half of the bidirectional ICI
 # bandwidth. That of v4: six links of 50 GB/s, Jouppi et al. 2023 (arXiv 2304.01433), section 2.
+# Clock: the peak by what the matrix units do in a cycle, 2 x 128 x 128 each; 8, 4, 8 of them, and
+# on v6e the like of 16.
 TPUS = {
-    'v4': Chip(275e12, 32 * 2**30, 1200e9, 300e9, axes=3, most=4096),
-    'v5e': Chip(197e12, 16 * 2**30, 819e9, 200e9, axes=2, most=256),
-    'v5p': Chip(459e12, 95 * 2**30, 2765e9, 600e9, axes=3, most=6144),
-    'v6e': Chip(918e12, 32 * 2**30, 1638e9, 400e9, axes=2, most=256),
+    'v4': Chip(275e12, 32 * 2**30, 1200e9, 300e9, 1.05e9, axes=3, most=4096),
+    'v5e': Chip(197e12, 16 * 2**30, 819e9, 200e9, 1.5e9, axes=2, most=256),
+    'v5p': Chip(459e12, 95 * 2**30, 2765e9, 600e9, 1.75e9, axes=3, most=6144),
+    'v6e': Chip(918e12, 32 * 2**30, 1638e9, 400e9, 1.75e9, axes=2, most=256),
 }
 
 
@@ -71,10 +75,12 @@ class Report:
       test_images: bytes of the test images, which lie there all the time.
       memory: bytes that a chip has.
       model_flops: 6 x MACs of the images of a step, all chips together.
-      flops: of a step, as compiled.
-      traffic: bytes of a step to and from memory, as the compiler counts them.
+      flops: of a step, as compiled; the compiler counts a loop's body once.
+      traffic: bytes of a step to and from memory, see `step_costs`.
       collectives: kind -> (how many, bytes) in a step.
-      compute_s, memory_s, links_s: what each would take alone.
+      compute_s, memory_s, links_s: what each would take alone, at the chip's best.
+      cycles_s: what the compiler expects a step to take by its own count of cycles; 0 if it tells
+        none. It knows of the vector unit and of the time to fill the matrix units.
       compile_s: what compiling took here.
     """
 
@@ -96,6 +102,7 @@ class Report:
     compute_s: float
     memory_s: float
     links_s: float
+    cycles_s: float
     compile_s: float
 
     @property
@@ -108,9 +115,14 @@ class Report:
         return self.needed <= self.memory
 
     @property
-    def step_s(self) -> float:
+    def least_s(self) -> float:
         """Least time of a step: computing overlaps with memory, neither with the links."""
         return max(self.compute_s, self.memory_s) + self.links_s
+
+    @property
+    def step_s(self) -> float:
+        """The time of a step to plan with: the compiler's own, but never less than the least."""
+        return max(self.least_s, self.cycles_s)
 
 
 def report(config: ConfigDict, topology: str) -> Report:
@@ -143,7 +155,8 @@ def report(config: ConfigDict, topology: str) -> Report:
     )
     compile_s = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    collectives = count_collectives(compiled.as_text(), plan.steps_per_call)
+    hlo = compiled.as_text()
+    traffic, collectives = step_costs(hlo, plan.steps_per_call)
     moved = sum(n for _, n in collectives.values())
     rows = layer_table(
         model_blocks(config, dataset.num_classes),
@@ -164,12 +177,13 @@ def report(config: ConfigDict, topology: str) -> Report:
         memory=chip.memory,
         model_flops=6.0 * sum(row.macs for row in rows) * config.train.batch_size,
         flops=cost['flops'],
-        traffic=cost['bytes accessed'],
+        traffic=traffic,
         collectives=collectives,
         compute_s=cost['flops'] / chip.flops,
-        memory_s=cost['bytes accessed'] / chip.memory_rate,
+        memory_s=traffic / chip.memory_rate,
         # A ring sends what is to be summed round twice, but for a chip's own part.
         links_s=2 * moved * (mesh.size - 1) / mesh.size / chip.link_rate,
+        cycles_s=step_cycles(hlo, plan.steps_per_call) / chip.clock if chip.clock else 0.0,
         compile_s=compile_s,
     )
 
@@ -291,33 +305,95 @@ def best_seconds(program, *arguments, tries: int = 5) -> float:
 
 # ---- the compiled program -------------------------------------------------------------------
 
-COLLECTIVE = re.compile(
-    r' = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\('
-)
+COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's64': 8, 'u64': 8, 'f64': 8}
+INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z\-]*)\((.*?)\)')
+# Names for what is there already, and the second halves of what another instruction began.
+FREE = (
+    *('parameter', 'get-tuple-element', 'tuple', 'constant', 'bitcast', 'while', 'copy-done'),
+    *(f'{kind}-done' for kind in COLLECTIVES),
+)
 
 
-def count_collectives(hlo: str, num_steps: int) -> dict[str, tuple[int, int]]:
-    """Collective operations of a step in a program's text: kind -> (how many, bytes put out).
+def step_costs(hlo: str, num_steps: int) -> tuple[int, dict[str, tuple[int, int]]]:
+    """What a step moves, from a program's text: (memory traffic, collectives), in bytes.
 
-    A program of several steps holds a step's operations in the body of a loop, and in its entry
-    what is done once a call, which does not count; a program of one step may hold all in its entry.
+    A program of several steps holds a step in the body of its loop, while its entry is executed
+    once a call and does not count; a program of one step is all entry. Traffic is what each
+    instruction reads and writes, but for what the compiler keeps on the chip (a layout with S(1));
+    of a table in which an instruction looks up rows, as much as the rows.
     """
-    found: dict[str, tuple[int, int]] = {}
-    in_entry = False
+    computations, bodies = parse_hlo(hlo)
+    steps = [computations[b] for b in bodies['ENTRY']] if num_steps > 1 else [computations['ENTRY']]
+    traffic, collectives = 0, {}
+    for computation in steps:
+        for name, (shape, operation, operands) in computation.items():
+            if operation in FREE:
+                continue
+            kind = operation.removesuffix('-start')
+            written = in_memory(shape)
+            if kind in COLLECTIVES:
+                n, total = collectives.get(kind, (0, 0))
+                collectives[kind] = (n + 1, total + shape_bytes(result_shape(shape, operation)))
+            if operation == 'copy-start':  # its result names the source as well
+                traffic += written
+                continue
+            looks_up = 'gather' in name or 'slice' in name
+            for read in (in_memory(computation[o][0]) for o in operands if o in computation):
+                traffic += min(read, shape_bytes(shape)) if looks_up else read
+            traffic += written
+    return traffic, collectives
+
+
+def step_cycles(hlo: str, num_steps: int) -> float:
+    """Cycles of a step, with its share of what is done once a call, as libtpu expects them."""
+    lines: dict[str, int] = {}
+    here = ''
     for line in hlo.splitlines():
-        if line.endswith('{'):
-            in_entry = line.startswith('ENTRY')
-        match = COLLECTIVE.search(line)
-        if not match or (in_entry and num_steps > 1):
-            continue
-        shapes = re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', match[1])
-        if match[3] and match[2] in ('all-gather', 'collective-permute'):
-            shapes = shapes[len(shapes) // 2 :]  # the first half repeats the operands
-        size = sum(
-            BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(','))))
-            for dtype, dims in shapes
-        )
-        n, total = found.get(match[2], (0, 0))
-        found[match[2]] = (n + 1, total + size)
-    return found
+        if line.endswith('{') and not line.startswith(' '):
+            here = line.split()[0].lstrip('%')
+        if match := re.search(r'"estimated_cycles":"(\d+)"', line):
+            lines[here] = lines.get(here, 0) + int(match[1])
+    body = sum(lines.get(b, 0) for b in parse_hlo(hlo)[1]['ENTRY']) if num_steps > 1 else 0
+    return body + lines.get('ENTRY', 0) / num_steps
+
+
+def parse_hlo(hlo: str) -> tuple[dict[str, dict], dict[str, list[str]]]:
+    """Its computations, as name -> instructions, and which of them are the bodies of whose loops.
+
+    An instruction is name -> (shape, operation, names of its operands).
+    """
+    computations: dict[str, dict[str, tuple[str, str, list[str]]]] = {}
+    bodies: dict[str, list[str]] = {'ENTRY': []}
+    here = ''
+    for line in hlo.splitlines():
+        if line.endswith('{') and not line.startswith(' '):
+            here = line.split()[0].lstrip('%')
+            computations[here], bodies[here] = {}, []
+        elif here and (match := INSTRUCTION.match(line)):
+            name, shape, operation, operands = match.groups()
+            computations[here][name] = (shape, operation, re.findall(r'[\w.\-]+', operands))
+            if operation == 'while':
+                bodies[here].append(re.search(r'body=%?([\w.\-]+)', line)[1])
+    return computations, bodies
+
+
+def result_shape(shape: str, operation: str) -> str:
+    """Of a collective: what these two start names their operands first, then what they put out."""
+    if operation in ('all-gather-start', 'collective-permute-start'):
+        parts = re.findall(r'[a-z]+\d*\[[\d,]*\]', shape)
+        return ' '.join(parts[len(parts) // 2 :])
+    return shape
+
+
+def in_memory(shape: str) -> int:
+    """Bytes of a shape's parts that lie in the chip's memory, not nearer to its core."""
+    return shape_bytes(re.sub(r'[a-z]+\d*\[[\d,]*\]\{[^}]*S\(\d+\)\}', '', shape))
+
+
+def shape_bytes(shape: str) -> int:
+    """Bytes of a shape such as 'f32[3,3]{1,0}' or of a tuple of them, unpadded."""
+    return sum(
+        BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(','))))
+        for dtype, dims in re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', shape)
+    )

@@ -74,22 +74,28 @@ def test_program_too_large_for_the_memory_does_not_fit(local):
     assert not dataclasses.replace(local, memory=local.needed - 1).fits
 
 
-def test_collectives_are_counted_a_step():
+def test_traffic_and_collectives_are_those_of_a_step():
     hlo = """
 %body (p: (f32[4])) -> (f32[4]) {
-  %a = (f32[3,2]{1,0:T(8)}, bf16[5]{0}) all-reduce(%x, %y), replica_groups={}
-  %g = (f32[2]{0}, f32[8]{0}) all-gather-start(%z), dimensions={0}
+  %x = f32[3,2]{1,0:T(8)} parameter(0)
+  %table = f32[1000]{0} parameter(1)
+  %a = (f32[3,2]{1,0:T(8)S(1)}, bf16[5]{0:S(1)}) all-reduce(%x, %x), replica_groups={}
+  %g = (f32[2]{0:S(1)}, f32[8]{0:S(1)}) all-gather-start(%near), dimensions={0}
   %d = f32[8]{0} all-gather-done(%g)
+  %gather_fusion.1 = f32[5]{0:S(1)} fusion(%table), kind=kLoop
+  ROOT %near = f32[7]{0} add(%x, %x)
 }
 
 ENTRY %main (p: f32[4]) -> f32[4] {
+  %p = f32[100]{0} parameter(0)
   %r = f32[100]{0} all-reduce(%p), replica_groups={}
-  %w = (f32[4]) while(%t), body=%body
+  %w = (f32[4]) while(%r), condition=%c, body=%body
 }
 """
-    per_step = {'all-reduce': (1, 34), 'all-gather': (1, 32)}
-    assert preflight.count_collectives(hlo, 10) == per_step
-    assert preflight.count_collectives(hlo, 1) == per_step | {'all-reduce': (2, 434)}
+    traffic, collectives = preflight.step_costs(hlo, 10)
+    assert collectives == {'all-reduce': (1, 34), 'all-gather': (1, 32)}
+    assert traffic == (24 + 24) + 28 + 20 + (24 + 24 + 28)
+    assert preflight.step_costs(hlo, 1) == (800, {'all-reduce': (1, 400)})
 
 
 def test_gradients_of_four_devices_are_summed_once():

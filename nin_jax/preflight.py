@@ -75,7 +75,7 @@ class Report:
       test_images: bytes of the test images, which lie there all the time.
       memory: bytes that a chip has.
       model_flops: 6 x MACs of the images of a step, all chips together.
-      flops: of a step, as compiled; the compiler counts a loop's body once.
+      flops: of a step, as compiled.
       traffic: bytes of a step to and from memory, see `step_costs`.
       collectives: kind -> (how many, bytes) in a step.
       compute_s, memory_s, links_s: what each would take alone, at the chip's best.
@@ -156,7 +156,9 @@ def report(config: ConfigDict, topology: str) -> Report:
     compile_s = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     hlo = compiled.as_text()
-    traffic, collectives = step_costs(hlo, plan.steps_per_call)
+    pieces = setup.batch_size // setup.microbatch  # a loop in the step, which is counted once
+    flops = cost['flops'] * pieces
+    traffic, collectives = step_costs(hlo, plan.steps_per_call, pieces)
     moved = sum(n for _, n in collectives.values())
     rows = layer_table(
         model_blocks(config, dataset.num_classes),
@@ -176,10 +178,10 @@ def report(config: ConfigDict, topology: str) -> Report:
         test_images=resident_bytes(abstract_examples(config, test), replicated),
         memory=chip.memory,
         model_flops=6.0 * sum(row.macs for row in rows) * config.train.batch_size,
-        flops=cost['flops'],
+        flops=flops,
         traffic=traffic,
         collectives=collectives,
-        compute_s=cost['flops'] / chip.flops,
+        compute_s=flops / chip.flops,
         memory_s=traffic / chip.memory_rate,
         # A ring sends what is to be summed round twice, but for a chip's own part.
         links_s=2 * moved * (mesh.size - 1) / mesh.size / chip.link_rate,
@@ -315,18 +317,20 @@ FREE = (
 )
 
 
-def step_costs(hlo: str, num_steps: int) -> tuple[int, dict[str, tuple[int, int]]]:
+def step_costs(hlo: str, num_steps: int, pieces: int = 1) -> tuple[int, dict[str, tuple[int, int]]]:
     """What a step moves, from a program's text: (memory traffic, collectives), in bytes.
 
     A program of several steps holds a step in the body of its loop, while its entry is executed
     once a call and does not count; a program of one step is all entry. Traffic is what each
     instruction reads and writes, but for what the compiler keeps on the chip (a layout with S(1));
-    of a table in which an instruction looks up rows, as much as the rows.
+    of a table in which an instruction looks up rows, as much as the rows. The body of a loop within
+    a step counts `pieces` times.
     """
     computations, bodies = parse_hlo(hlo)
-    steps = [computations[b] for b in bodies['ENTRY']] if num_steps > 1 else [computations['ENTRY']]
+    steps = bodies['ENTRY'] if num_steps > 1 else ['ENTRY']
+    often = [(s, 1) for s in steps] + [(inner, pieces) for s in steps for inner in bodies[s]]
     traffic, collectives = 0, {}
-    for computation in steps:
+    for computation, times in ((computations[c], times) for c, times in often):
         for name, (shape, operation, operands) in computation.items():
             if operation in FREE:
                 continue
@@ -336,12 +340,12 @@ def step_costs(hlo: str, num_steps: int) -> tuple[int, dict[str, tuple[int, int]
                 n, total = collectives.get(kind, (0, 0))
                 collectives[kind] = (n + 1, total + shape_bytes(result_shape(shape, operation)))
             if operation == 'copy-start':  # its result names the source as well
-                traffic += written
+                traffic += times * written
                 continue
             looks_up = 'gather' in name or 'slice' in name
             for read in (in_memory(computation[o][0]) for o in operands if o in computation):
-                traffic += min(read, shape_bytes(shape)) if looks_up else read
-            traffic += written
+                traffic += times * (min(read, shape_bytes(shape)) if looks_up else read)
+            traffic += times * written
     return traffic, collectives
 
 

@@ -111,7 +111,7 @@ def write_table(path: pathlib.Path) -> int:
     leave_tpus_alone()
     from nin_jax import preflight
 
-    rows, fits = [], True
+    how, rows, fits = provenance(), [], True
     for page in TABLE_PAGES:
         for topology in TABLE_SLICES:
             config = importlib.import_module(f'experiments.configs.{page}').get_config('')
@@ -123,7 +123,7 @@ def write_table(path: pathlib.Path) -> int:
             rows.append(row(page, result, PRICE.value))
             print(rows[-1], flush=True)
     head = [f'| {" | ".join(COLUMNS)} |', '|' + '---|' * len(COLUMNS)]
-    path.write_text(HEAD.format(how=provenance()) + '\n'.join(head + rows) + '\n')
+    path.write_text(HEAD.format(how=how) + '\n'.join(head + rows) + '\n')
     return 0 if fits else 1
 
 

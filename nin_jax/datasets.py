@@ -132,6 +132,25 @@ def load(name: str, splits: str, data_dir: str = '') -> Split:
     return Split(images_NHWC, labels_N, class_names)
 
 
+def count(name: str, splits: str) -> int:
+    """How many images `load` would return, from the published numbers; reads nothing.
+
+    Raises ConfigError for no such dataset or split.
+    """
+    dataset = lookup(name)
+    total = 0
+    for split in _parse_splits(splits):
+        if split == 'test':
+            total += dataset.examples['test']
+        for part in dataset.training_parts if split != 'test' else ():
+            if isinstance(dataset.held_out, int):
+                held_out = dataset.held_out if part == 'train' else 0
+            else:
+                held_out = dataset.num_classes * dataset.held_out.get(part, 0)
+            total += held_out if split == 'valid' else dataset.examples[part] - held_out
+    return total
+
+
 def lookup(name: str) -> Dataset:
     """Returns `DATASETS[name]`; raises ConfigError, with the nearest name, if there is none."""
     if name not in DATASETS:

@@ -22,7 +22,7 @@ from nin_jax.errors import DataError, UserError, os_sentence
 from nin_jax.interrupt import RESUME_ME
 
 JOIN_S = 300  # for all processes to come together
-HEARTBEAT_S = 30  # a process not heard from for so long counts as dead
+HEARTBEAT_S = 60  # a process not heard from for so long counts as dead
 FORM = "--distributed takes 'auto', or HOST:PORT,COUNT,INDEX such as 10.0.0.1:1234,2,0"
 
 

@@ -79,8 +79,10 @@ def _attempt(
             step += num_steps
             stopping = distributed.anyone(interrupt.requested)
         unread.append((step, metrics))
-        # The device computes the newest call while the one before is read.
-        while len(unread) > (0 if evaluating or saving or stopping else 1):
+        # The device computes the newest call while the one before is read; several processes have
+        # waited for it already, as they agreed whether to stop.
+        at_once = evaluating or saving or stopping or distributed.several()
+        while len(unread) > (0 if at_once else 1):
             end, metrics = unread.pop(0)
             with clock('train'):
                 metrics = jax.device_get(metrics)

@@ -56,8 +56,12 @@ def make_mesh(devices: int) -> jax.sharding.Mesh:
             f'devices={devices}: JAX sees {len(available)} '
             f'({available[0].device_kind}), choose that or less, or 0 for all'
         )
-    chosen = available[: devices or len(available)]
-    return jax.make_mesh((len(chosen),), ('data',), devices=chosen, axis_types=(AxisType.Auto,))
+    return mesh_of(available[: devices or len(available)])
+
+
+def mesh_of(devices: list[jax.Device]) -> jax.sharding.Mesh:
+    """All of `devices` along one axis, 'data'."""
+    return jax.make_mesh((len(devices),), ('data',), devices=devices, axis_types=(AxisType.Auto,))
 
 
 def is_cpu(mesh: jax.sharding.Mesh) -> bool:

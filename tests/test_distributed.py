@@ -1,7 +1,7 @@
 """Two processes that train one run, over loopback on the CPU: the same numbers, and ends together.
 
-Their sums run in another order than one process's. Over the 40 steps here the losses differed by
-2e-7 and the weights by 2e-7 at most, relative to the largest; TOLERANCE is wider, for other CPUs.
+On one machine two processes of one device came out the same bit for bit, two of two devices with
+losses off by 1e-7 and weights by 5e-8 of the largest; TOLERANCE leaves room for other CPUs.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def pair(workdir, *flags):
                 p.wait()
 
 
-def finish(processes, timeout: float = 60) -> tuple[list[int], list[str], list[str]]:
+def finish(processes, timeout: float = 200) -> tuple[list[int], list[str], list[str]]:
     """Their statuses, outputs and errors; what gloo itself says is left away."""
     outputs = [p.communicate(timeout=timeout) for p in processes]
     quiet = ['\n'.join(t for t in o.splitlines() if '[Gloo]' not in t) for o, _ in outputs]
@@ -97,7 +97,7 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize('signalled', [0, 1])
+@pytest.mark.parametrize('signalled', [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_two_processes_stop_together_and_one_goes_on(tmp_path, undisturbed, signalled):
     with pair(tmp_path, *SETTINGS) as processes:
         wait_for_lines(tmp_path, 5, processes)
@@ -183,17 +183,13 @@ def test_missing_processes_and_missing_cluster_are_told(tmp_path):
         )
         for where in (f'localhost:{free_port()},2,{i}' for i in range(2))
     ]
-    statuses, _, errors = finish_errors(waiting)
+    errors = [p.communicate(timeout=60)[1] for p in waiting]
+    statuses = [p.returncode for p in waiting]
     assert statuses == [2, 2]
     assert all(e.startswith('error: 2 s went by') and e.count('\n') == 1 for e in errors), errors
     result = run_main(f'--workdir={tmp_path}', '--distributed=auto')
     assert result.returncode == 2 and 'found no TPU pod, SLURM or Kubernetes' in result.stderr
     assert result.stderr.count('\n') == 1
-
-
-def finish_errors(processes):
-    errors = [p.communicate(timeout=60)[1] for p in processes]
-    return [p.returncode for p in processes], None, errors
 
 
 def test_only_training_takes_several_processes(tmp_path):

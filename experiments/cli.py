@@ -19,7 +19,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses flags, runs `main` and exits with what it returns."""
 
     def guarded(argv: list[str]) -> int | None:
-        logging.set_verbosity(logging.ERROR)  # Orbax tells every file it touches
+        sys.stdout.reconfigure(errors='backslashreplace')  # names of files may be any bytes
+        logging.set_verbosity(logging.FATAL)  # Orbax tells every file it touches; errors are raised
         try:
             return main(argv)
         except UserError as e:
@@ -62,7 +63,7 @@ def check_config_keys(argv: list[str]) -> None:
         for a in pair
         if re.match(r'--?config(=|$)', pair[0])
     ]
-    overrides = [m[1] for a in argv if (m := re.match(r'--?(?:no)?config\.([^=]+)', a))]
+    overrides = [m[1] for a in argv if (m := re.match(r'--?(?:no)?config\.([^=]*)', a))]
     if not page:
         if overrides:
             raise UserError(f'--config.{overrides[0]} needs a page to change: add --config=PAGE')

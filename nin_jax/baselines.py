@@ -62,7 +62,7 @@ class LocalConv(nnx.Module):
             axis=-1,
         )
         y_BHWC = jnp.einsum('bhwi,hwio->bhwo', patches_BHWI, self.kernel[...].astype(self.dtype))
-        return y_BHWC + self.bias[...].astype(self.dtype)
+        return (y_BHWC + self.bias[...]).astype(self.dtype)  # as in model.Conv
 
 
 class FullyConnected(nnx.Module):

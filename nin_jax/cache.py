@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nin_jax.errors import DataError
+from nin_jax.seal import seal, unseal
 
 if TYPE_CHECKING:
     from nin_jax.datasets import Dataset
@@ -113,7 +114,7 @@ def _try_lock(file) -> bool:
 def read_index(folder: Path) -> tuple[tuple[str, ...], dict[str, str]]:
     """Returns the class names and the sha256 of every file of a cache."""
     try:
-        index = json.loads((folder / 'index.json').read_text())
+        index = unseal(json.loads((folder / 'index.json').read_text()))
         return tuple(index['class_names']), dict(index['sha256'])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder / 'index.json') from error
@@ -137,6 +138,31 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def _record(name: str, dataset: Dataset, root: Path) -> Path:
+    """Where `prepare` leaves the digests of what it wrote; TFDS itself keeps none."""
+    return root / FOLDER / f'{name}-{dataset.version}.json'
+
+
+def record_files(name: str, dataset: Dataset, root: Path, folder: Path) -> None:
+    """Notes the sha256 of every file of a prepared TFDS folder."""
+    digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    _record(name, dataset, root).write_text(json.dumps(seal(digests), indent=2) + '\n')
+
+
+def _check_files(name: str, dataset: Dataset, root: Path) -> None:
+    """Raises DataError if a TFDS file is not as we wrote it; what others prepared is not known."""
+    record, folder = _record(name, dataset, root), root / name / dataset.version
+    if not record.exists():
+        return
+    mend = f'delete {folder} and run  python -m experiments.prepare {name}'
+    try:
+        for file, digest in unseal(json.loads(record.read_text())).items():
+            if file_sha256(folder / file) != digest:
+                raise DataError(f'{folder / file} is damaged: {mend}')
+    except (OSError, ValueError) as error:
+        raise DataError(f'{folder} is damaged ({error}): {mend}') from error
+
+
 def _damaged(path: Path) -> DataError:
     return DataError(f'{path} is damaged: delete {path.parent}, it is rebuilt on the next start')
 
@@ -158,6 +184,7 @@ def _up_to_date(folder: Path, source: Path) -> bool:
 def _build(name: str, dataset: Dataset, root: Path, folder: Path, source: Path) -> None:
     from nin_jax import tfds_reader  # lazily: training does not need TFDS once the cache is there
 
+    _check_files(name, dataset, root)
     print(f'decoding {name} once into {folder} ...', flush=True)
     temporary = folder.with_name(f'{folder.name}.incomplete')
     shutil.rmtree(temporary, ignore_errors=True)  # we hold the lock: a killed run left it
@@ -172,7 +199,7 @@ def _build(name: str, dataset: Dataset, root: Path, folder: Path, source: Path) 
             'sha256': {path.name: file_sha256(path) for path in sorted(temporary.glob('*.npy'))},
             'made_from': file_sha256(source),
         }
-        (temporary / 'index.json').write_text(json.dumps(index, indent=2) + '\n')
+        (temporary / 'index.json').write_text(json.dumps(seal(index), indent=2) + '\n')
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:

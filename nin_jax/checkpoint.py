@@ -1,11 +1,12 @@
 """Checkpoints: Orbax writes them; a digest of our own tells whether the same comes back.
 
 Orbax restores an array with a flipped byte without a word, and takes an empty folder for the latest
-step; so every checkpoint carries a SHA-256 of its arrays, and restoring walks from the newest to
-the oldest until one is whole. Several processes save together, and each reads by itself: they agree
-on which checkpoint is whole.
+step; so every checkpoint carries a SHA-256 of its arrays and one of what is kept beside them, and
+restoring walks from the newest to the oldest until one is whole. Several processes save together,
+and each reads by itself: they agree on which checkpoint is whole.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -22,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from nin_jax import distributed
 from nin_jax.errors import CheckpointError
+from nin_jax.seal import seal, unseal
 from nin_jax.step import TrainState
 
 
@@ -61,17 +63,21 @@ class Checkpoints:
         latest = checkpoint_managers.LatestN(keep)
         self._several = distributed.several()
         self._folder, self._warn, self._read_only = folder.absolute(), warn, read_only
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
+        # To read needs no best; Orbax would read every checkpoint's error, and stumble over damage.
+        self._options = ocp.CheckpointManagerOptions(
+            read_only=True, create=False, cleanup_tmp_directories=False
+        )
+        if not read_only:
+            self._options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
                 best_fn=lambda metrics: metrics['error'],
                 best_mode='min',
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-        )
+                cleanup_tmp_directories=True,
+            )
+            with distributed.together():
+                self._set_aside_unreadable_errors()
+        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        self._unsure = None  # step and content of a checkpoint that may not be on the disk yet
 
     def __enter__(self):
         return self
@@ -79,6 +85,8 @@ class Checkpoints:
     def __exit__(self, _, error, __):
         # Closing waits for the other processes, but an error of this one's own is unknown to them.
         if error is None or isinstance(error, distributed.SharedMistake) or not self._several:
+            with contextlib.suppress(*[Exception] if error else []):  # the first error tells more
+                self._manager.close()
             self._manager.close()
 
     def save(self, step: int, state: TrainState, meta: dict, error: float | None) -> None:
@@ -91,17 +99,46 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        self.wait()
         # A copy of our own: the next step is given the state's buffers to write into.
         state = jax.tree.map(jnp.copy, state)
-        self._manager.save(
+        self._unsure = (
             step,
-            metrics=None if error is None else {'error': error},
-            force=True,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave(meta | {'digest': digest(state)}),
+            dict(
+                metrics=None if error is None else {'error': error},
+                force=True,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    meta=ocp.args.JsonSave(seal(meta | {'digest': digest(state)})),
+                ),
             ),
         )
+        self._start_saving()
+
+    def _start_saving(self) -> None:
+        step, content = self._unsure
+        try:
+            self._manager.save(step, **content)
+        except Exception as e:  # Orbax raises nearly anything
+            self._save_again(e)
+
+    def _save_again(self, reason: Exception) -> None:
+        """Once: Orbax gives up over a clock that was set, and that is no reason to end a run."""
+        step, content = self._unsure
+        self._unsure = None
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        try:
+            if self._several:  # the others know nothing of it
+                raise reason
+            self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+            self._manager.save(step, **content)
+            self._manager.wait_until_finished()
+        except Exception as e:
+            raise CheckpointError(
+                f"checkpoint {step} cannot be written to '{self._folder}' ({one_line(e)}): check "
+                'the space left on its disk, then run the same command again'
+            ) from e
 
     def restore(
         self, template: TrainState, step: int | None = None
@@ -129,7 +166,7 @@ class Checkpoints:
             try:
                 state, meta = self._read(candidate, template)
             except Exception as e:  # Orbax raises nearly anything on a damaged file
-                reason = str(e).strip().splitlines()[0][:150] if str(e).strip() else repr(e)
+                reason = one_line(e)
             reason = next(filter(None, distributed.gather(reason)), '')
             if not reason:
                 return jax.tree.map(
@@ -138,7 +175,9 @@ class Checkpoints:
             if step is not None:
                 raise CheckpointError(f'checkpoint {step} is damaged ({reason})')
             self._warn(f'checkpoint {candidate} is damaged ({reason}); trying the one before')
-            self._set_aside(candidate)
+            with distributed.together():
+                self._set_aside(candidate)
+            self._manager.reload()
         if steps:
             raise CheckpointError(
                 f"no checkpoint in '{self._folder}' can be read: restore the folder from a copy, "
@@ -162,34 +201,53 @@ class Checkpoints:
             multiprocessing_options=alone,
         ) as reader:
             read = functools.partial(reader.restore, self._folder / str(step))
-            meta = read(args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+            meta = unseal(read(args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
             state = read(args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
         if digest(state) != meta['digest']:
             raise ValueError('its arrays do not match their SHA-256')
+        if int(state.step) != step:
+            raise ValueError(f'it holds step {int(state.step)}')
         return state, meta
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, step: int | str) -> None:
         """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
-        if self._read_only:
+        if self._read_only or not distributed.is_first():
             return
-        with distributed.together():
-            if distributed.is_first():
-                aside = self._folder.parent / 'damaged'
-                aside.mkdir(exist_ok=True)
-                target = aside / str(step)
-                shutil.rmtree(target, ignore_errors=True)
-                shutil.move(self._folder / str(step), target)
-        self._manager.reload()
+        aside = self._folder.parent / 'damaged'
+        aside.mkdir(exist_ok=True)
+        target = aside / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(self._folder / str(step), target)
+
+    def _set_aside_unreadable_errors(self) -> None:
+        """Orbax reads every checkpoint's error at the start, and fails over a damaged one."""
+        for path in self._folder.glob('*/metrics/metrics') if distributed.is_first() else []:
+            try:
+                float(json.loads(path.read_text())['error'])
+            except (OSError, ValueError, KeyError, TypeError) as e:
+                self._warn(f'checkpoint {path.parts[-3]} is damaged ({one_line(e)}): left out')
+                self._set_aside(path.parts[-3])
 
     def clear(self) -> None:
         """Deletes every checkpoint, for a run that starts over."""
-        self._manager.wait_until_finished()
+        self.wait()
         for step in self._manager.all_steps():
             self._manager.delete(step)
 
     def wait(self) -> None:
-        """Blocks until everything is on the disk; raises what the writing raised."""
-        self._manager.wait_until_finished()
+        """Blocks until everything is on the disk; CheckpointError if it cannot be written."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as e:
+            if self._unsure is None:
+                raise
+            self._save_again(e)
+        self._unsure = None
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of an error's message."""
+    return str(error).strip().splitlines()[0][:150] if str(error).strip() else repr(error)
 
 
 def drop_late_news(news) -> None:
@@ -199,9 +257,9 @@ def drop_late_news(news) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """Raises CheckpointError, in one sentence, if the file is missing or not JSON."""
+    """What `records.write_json` wrote; CheckpointError if it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        return unseal(json.loads(path.read_text()))
     except FileNotFoundError:
         raise CheckpointError(f"'{path}' is missing: is this the --workdir of a run?") from None
     except ValueError as e:

@@ -36,7 +36,7 @@ def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
             if distributed.is_first():
                 stack.enter_context(workdir.locked(folder))
                 workdir.settle_config(folder, config)
-                summary = read_json(summary_path) if summary_path.exists() else {}
+                summary = settled_summary(summary_path, config)
                 done = summary.get('status') == 'done'
         if distributed.anyone(done):
             if distributed.is_first():
@@ -45,12 +45,27 @@ def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
         clock = Stopwatch()
         with clock('data'), distributed.together():
             run = assemble(config, functools.partial(settle_preprocess, folder))
-        outcome, lines = resume_and_train(run, folder, clock)
+        outcome, evals, digest = resume_and_train(run, folder, clock)
         if distributed.is_first():
-            summary = summarise(run, outcome, lines, clock) | {'command': command}
+            summary = summarise(run, outcome, evals, clock)
+            summary |= {'command': command, 'metrics_sha256': digest}
             write_json(summary_path, summary)
             print(f"{sentence(summary)}  ->  '{folder}'")
         return EXIT_STATUS[outcome.status]
+
+
+def settled_summary(path: pathlib.Path, config: ConfigDict) -> dict:
+    """The run's summary; empty if there is none, or none of this run: it is then made anew."""
+    try:
+        summary = read_json(path) if path.exists() else {}
+    except CheckpointError:
+        warn(f"'{path}' is damaged: it is made anew")
+        return {}
+    flat = workdir.jsonable(flatten(config))
+    if summary and workdir.differences(summary.get('config', {}), flat):
+        warn(f"'{path}' is of another run: it is made anew")
+        return {}
+    return summary
 
 
 PREPROCESS = 'preprocess.npz'
@@ -81,8 +96,11 @@ def settle_preprocess(
 
 def resume_and_train(
     run: Run, folder: pathlib.Path, clock: Stopwatch
-) -> tuple[loop.Outcome, list[dict]]:
-    """Goes on from the newest whole checkpoint; returns the outcome and the lines of metrics."""
+) -> tuple[loop.Outcome, list[dict], str]:
+    """Goes on from the newest whole checkpoint.
+
+    Returns the outcome, all evaluations, and the SHA-256 of metrics.jsonl.
+    """
     environment = workdir.environment()
     meta = {
         'config': workdir.jsonable(flatten(run.config)),
@@ -92,7 +110,9 @@ def resume_and_train(
     }
     with Checkpoints(folder / 'checkpoints', run.config.checkpoint.keep, warn) as checkpoints:
         with distributed.together():
-            restored = restore(checkpoints, run.setup, run.init_state, run.preprocess)
+            restored = restore(
+                checkpoints, run.setup, run.init_state, run.preprocess, meta['config']
+            )
         state = run.init_state(0) if restored is None else restored[0]
         if restored is not None:
             for part, seconds in restored[1].get('seconds', {}).items():
@@ -104,13 +124,25 @@ def resume_and_train(
             + (f' in {jax.process_count()} processes' if distributed.several() else '')
             + (f', resuming at step {int(state.step):,}' if restored else '')
         )
-        with recorder(run, folder, state, clock) as records:
+        with distributed.together():
+            records = recorder(run, folder, state, restored and restored[1], clock)
+        with records:
             outcome = loop.train(run, state, records, checkpoints, clock, meta)
-            return outcome, records.lines
+            return outcome, records.evals, records.sync()
+
+
+def metrics_digest(folder: pathlib.Path, meta: dict | None) -> str | None:
+    """What metrics.jsonl has to be to go with a checkpoint; None if anything will do."""
+    if meta is None or 'metrics' not in meta:
+        return None
+    if not (folder / 'metrics.jsonl').exists():
+        warn(f"'{folder / 'metrics.jsonl'}' is missing: going on without its earlier lines")
+        return None
+    return meta['metrics']
 
 
 def recorder(
-    run: Run, folder: pathlib.Path, state: TrainState, clock: Stopwatch
+    run: Run, folder: pathlib.Path, state: TrainState, meta: dict | None, clock: Stopwatch
 ) -> Records | Silence:
     """The run's records from `state` on; one process of several writes them."""
     if not distributed.is_first():
@@ -122,6 +154,7 @@ def recorder(
         run.plan.steps_per_epoch,
         first=(int(state.attempt), int(state.step)),
         clock=clock,
+        digest=metrics_digest(folder, meta),
     )
 
 
@@ -130,15 +163,25 @@ def restore(
     setup: Setup,
     init_state: Callable[[int], TrainState],
     fitted: preprocess.Preprocess,
+    config: dict,
     step: int | None = None,
 ) -> tuple[TrainState, dict] | None:
-    """The newest whole checkpoint, or that at `step`; raises if it is of other preprocessing."""
+    """The newest whole checkpoint, or that at `step`, of the run with this flat config.
+
+    Raises CheckpointError if there is none whole, or it is of another config or preprocessing.
+    """
     replicated = NamedSharding(setup.mesh, PartitionSpec())
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
         jax.eval_shape(init_state, 0),
     )
     restored = checkpoints.restore(template, step)
+    if restored and (different := workdir.differences(restored[1]['config'], config)):
+        raise CheckpointError(
+            f'the checkpoint at step {int(restored[0].step)} is of another run, whose '
+            f'{different[0]} was {restored[1]["config"].get(different[0])!r}: restore the run '
+            'from a copy'
+        )
     if restored and restored[1]['preprocess'] != preprocess.digest(fitted):
         raise CheckpointError(
             f'{PREPROCESS} is not the one this checkpoint was trained with: '
@@ -154,11 +197,13 @@ def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
     fitted = settled_preprocess(folder)
     if fitted is None:
         raise CheckpointError(f"'{folder}' holds no {PREPROCESS}: is this the --workdir of a run?")
+    saved = read_json(folder / 'config.json')
+    workdir.check_same(folder, saved, workdir.jsonable(flatten(config)), only='model.')
     run = assemble(config, lambda *_: fitted)
     with Checkpoints(
         folder / 'checkpoints', run.config.checkpoint.keep, warn, read_only=True
     ) as checkpoints:
-        restored = restore(checkpoints, run.setup, run.init_state, run.preprocess, step)
+        restored = restore(checkpoints, run.setup, run.init_state, run.preprocess, saved, step)
     if restored is None:
         raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, _ = restored
@@ -206,10 +251,10 @@ def describe(config: ConfigDict) -> int:
     return 0
 
 
-def summarise(run: Run, outcome: loop.Outcome, lines: list[dict], clock: Stopwatch) -> dict:
+def summarise(run: Run, outcome: loop.Outcome, evals: list[dict], clock: Stopwatch) -> dict:
     """The content of summary.json."""
     attempt = outcome.attempt
-    evals = [line for line in lines if line['kind'] == 'eval' and line['attempt'] == attempt]
+    evals = [line for line in evals if line['attempt'] == attempt]
     best = min(evals, key=lambda line: line['error'], default=None)
     return {
         'status': outcome.status,

@@ -274,4 +274,7 @@ def _steps(key: str, duration: str, epoch: float, total: int = 0) -> int:
         units = "'3ep' or '500steps'" + (" or '10%'" if total else '')
         raise ConfigError(f'{key}={duration!r}: write a duration as {units}')
     unit = {'e': epoch, 's': 1.0, '%': total / 100}[match[2][0]]
-    return max(1, round(float(match[1]) * unit))
+    steps = float(match[1]) * unit
+    if not steps < 2**53:  # infinity is no whole number
+        raise ConfigError(f'{key}={duration!r}: is past 2**31 images, choose less')
+    return max(1, round(steps))

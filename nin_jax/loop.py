@@ -53,7 +53,7 @@ def train(
                 records.note(f'{e}; starting over with new weights ({attempt} of {restarts})')
                 state = run.init_state(attempt)
                 checkpoints.clear()
-                checkpoints.save(0, state, meta, error=None)
+                checkpoints.save(0, state, meta | {'metrics': records.sync()}, error=None)
                 records.start_over(attempt)
 
 
@@ -96,8 +96,8 @@ def _attempt(
             records.eval(step, float(scores['loss']), error, int(scores['errors']))
         if saving or stopping:
             with clock('checkpoint'):
-                records.sync()
-                checkpoints.save(step, state, meta | {'seconds': clock.seconds}, error)
+                known = {'seconds': dict(clock.seconds), 'metrics': records.sync()}
+                checkpoints.save(step, state, meta | known, error)
         if stopping and step < plan.total_steps:
             checkpoints.wait()
             return Outcome('preempted', attempt, step)

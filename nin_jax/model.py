@@ -73,7 +73,8 @@ class Conv(nnx.Module):
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)
         y_BHWC = ops.conv2d(x_BHWC.astype(self.dtype), kernel, padding=kernel.shape[0] // 2)
-        return y_BHWC + self.bias[...].astype(self.dtype)
+        # Added in float32: the bias's gradient is a sum over all positions, too long for bfloat16.
+        return (y_BHWC + self.bias[...]).astype(self.dtype)
 
 
 class MLPConv(nnx.Module):

@@ -57,6 +57,7 @@ def _build(name: str, dataset: Dataset, root: Path, archives_dir: str) -> None:
     try:
         _run_tfds(name, dataset, work, root, archives_dir)
         final.parent.mkdir(parents=True, exist_ok=True)
+        cache.record_files(name, dataset, root, work / name / dataset.version)
         (work / name / dataset.version).rename(final)
     finally:
         shutil.rmtree(work, ignore_errors=True)

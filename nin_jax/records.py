@@ -2,10 +2,11 @@
 
 metrics.jsonl gets one line a call ('train') and one an evaluation ('eval'), written through at
 once. A resumed run first drops the lines past its checkpoint, so that there is neither a gap nor a
-duplicate however often it was killed.
+duplicate however often it was killed. All that is kept of them in memory are the evaluations.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -15,14 +16,19 @@ from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from nin_jax.errors import CheckpointError
+from nin_jax.seal import seal
 
 
-def write_json(path: pathlib.Path, value: object) -> None:
-    """Writes a file that is there whole or not at all, whenever the process is killed."""
+def write_json(path: pathlib.Path, value: dict) -> None:
+    """Writes a sealed object that is there whole or not at all, whenever the process is killed."""
     temporary = path.with_suffix('.tmp')
     with open(temporary, 'w') as f:
-        f.write(json.dumps(value, indent=2) + '\n')
+        f.write(json.dumps(seal(value), indent=2) + '\n')
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, path)
@@ -53,6 +59,13 @@ class Records:
       steps_per_epoch: for the epoch shown beside a step.
       first: (attempt, step) of the state that the run goes on from; (0, 0) for a new run.
       clock: its 'train' seconds give images a second.
+      digest: what `digest` was when that state was saved; None if it is not known.
+
+    Attributes:
+      evals: the lines of evaluations, from the run's beginning.
+
+    Raises:
+      CheckpointError: metrics.jsonl is not as it was when that state was saved.
     """
 
     def __init__(
@@ -63,29 +76,26 @@ class Records:
         steps_per_epoch: float,
         first: tuple[int, int],
         clock: Stopwatch,
+        digest: str | None = None,
     ):
         self._total_steps, self._batch_size = total_steps, batch_size
         self._steps_per_epoch = steps_per_epoch
         self._path = workdir / 'metrics.jsonl'
-        self.lines = _lines_up_to(self._path, first)
-        if self._path.exists():
-            temporary = self._path.with_suffix('.tmp')
-            temporary.write_text(''.join(json.dumps(line) + '\n' for line in self.lines))
-            os.replace(temporary, self._path)
+        self._sha, self.evals, self._shown = hashlib.sha256(), [], {}
+        self._drop_lines_past(first, digest)
         self._file = open(self._path, 'a', buffering=1)  # noqa: SIM115 - closed in __exit__
-        self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=first[1])
+        self._tensorboard = EventFile(workdir / 'tensorboard', purge_step=first[1] + 1)
         self._attempt, self._last_step = first
         self._clock, self._last_seconds = clock, clock.seconds.get('train', 0.0)
         self._console = Live(total_steps)
-        self._shown = {line['kind']: line for line in self.lines}
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._console.close()
-        self._tensorboard.close()
         self._file.close()
+        self._tensorboard.close()
 
     def train(self, step: int, loss: float, error: float) -> None:
         """Records a call that ended at `step`; loss and error are its means."""
@@ -98,13 +108,18 @@ class Records:
         """Records an evaluation: mean loss, top-1 error, and the count of errors."""
         self._write('eval', step, loss=loss, error=error, errors=errors)
 
+    def sync(self) -> str:
+        """Brings what was recorded to the disk, so that a checkpoint never outlives it.
+
+        Returns the SHA-256 of metrics.jsonl up to here.
+        """
+        os.fsync(self._file.fileno())
+        self._tensorboard.flush()
+        return self._sha.hexdigest()
+
     def note(self, text: str) -> None:
         """One sentence for the person watching."""
         self._console.print(text)
-
-    def sync(self) -> None:
-        """Brings the lines to the disk, or the bucket, so that a checkpoint never outlives them."""
-        os.fsync(self._file.fileno())
 
     def start_over(self, attempt: int) -> None:
         """The run begins again at step 0 with new weights; its earlier lines stay in the file."""
@@ -118,12 +133,40 @@ class Records:
             'epoch': round(step / self._steps_per_epoch, 4),
             **values,
         }
-        self.lines.append(line)
-        self._shown[kind] = line
-        self._file.write(json.dumps(line) + '\n')
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f'{kind}/{name}', value, step)
+        text = json.dumps(line) + '\n'
+        self._keep(line, text)
+        self._file.write(text)
+        self._tensorboard.write(step, {f'{kind}/{name}': v for name, v in values.items()})
         self._console.show(step, self._text(step), milestone=kind == 'eval')
+
+    def _keep(self, line: dict, text: str) -> None:
+        self._sha.update(text.encode())
+        self._shown[line['kind']] = line
+        if line['kind'] == 'eval':
+            self.evals.append(line)
+
+    def _drop_lines_past(self, first: tuple[int, int], digest: str | None) -> None:
+        """Keeps the lines up to (attempt, step); one cut short by a kill is past them."""
+        temporary = self._path.with_suffix('.tmp')
+        with open(temporary, 'w') as kept:
+            if self._path.exists() and first != (0, 0):
+                with open(self._path, errors='replace') as lines:
+                    for text in lines:
+                        with contextlib.suppress(ValueError, KeyError, TypeError):
+                            line = json.loads(text)
+                            place = line['attempt'], line['step']
+                            if place[0] < first[0] or place <= first:
+                                self._keep(line, text)
+                                kept.write(text)
+            kept.flush()
+            os.fsync(kept.fileno())
+        if digest not in (None, self._sha.hexdigest()):
+            temporary.unlink()
+            raise CheckpointError(
+                f"'{self._path}' is damaged, it is not as it was when step {first[1]} was saved: "
+                'restore it from a copy, or delete it to go on without its lines'
+            )
+        os.replace(temporary, self._path)
 
     def _text(self, step: int) -> str:
         train, evaluated = self._shown.get('train'), self._shown.get('eval')
@@ -147,7 +190,7 @@ class Records:
 class Silence:
     """Records of a process that leaves none, as another one of its run does."""
 
-    lines: tuple[dict, ...] = ()
+    evals: tuple[dict, ...] = ()
 
     def __enter__(self):
         return self
@@ -161,16 +204,34 @@ class Silence:
     eval = note = sync = start_over = train
 
 
-def _lines_up_to(path: pathlib.Path, first: tuple[int, int]) -> list[dict]:
-    """The file's lines up to (attempt, step); a line cut short by a kill is dropped."""
-    lines = []
-    if path.exists() and first != (0, 0):
-        for text in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                if line['attempt'] < first[0] or (line['attempt'], line['step']) <= first:
-                    lines.append(line)
-    return lines
+class EventFile:
+    """TensorBoard's scalars, written by the caller itself.
+
+    tensorboardX's SummaryWriter leaves that to a thread, which a full disk or a clock set back
+    ends; the run would then wait for it for ever.
+
+    Args:
+      folder: made if it does not exist; the file in it gets a name of its own.
+      purge_step: TensorBoard hides what earlier files say of steps from this one on.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / 'events'), f'.{os.getpid()}.{time.time_ns()}')
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds a point to the curve of each name."""
+        for name, value in values.items():
+            scalar = summary.scalar(name, value)
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ import re
 import shlex
 import statistics
 
+from nin_jax.cache import file_sha256
 from nin_jax.checkpoint import read_json
 from nin_jax.config import default_config, flatten
 from nin_jax.errors import UserError
@@ -85,10 +86,13 @@ def from_workdir(folder: pathlib.Path) -> dict:
         for word in shlex.split(run['command'])
         if not word.startswith('--config.data.dir=')
     )
+    path = folder / 'metrics.jsonl'
     try:
-        lines = [json.loads(line) for line in (folder / 'metrics.jsonl').open()]
-    except ValueError as e:
-        raise RunError(f"'{folder}/metrics.jsonl' is damaged ({e}): leave the run out") from None
+        if run.pop('metrics_sha256', None) not in (None, file_sha256(path)):
+            raise ValueError('it does not match its SHA-256')
+        lines = [json.loads(line) for line in path.open()]
+    except (OSError, ValueError) as e:
+        raise RunError(f"'{path}' is damaged ({e}): leave the run out") from None
     lines = [line for line in lines if line['attempt'] == run['attempt']]
     return run | {'columns': COLUMNS, 'epochs': epochs(lines)}
 

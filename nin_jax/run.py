@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Callable
 
 import jax
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from nin_jax import datasets, distributed, optim, preprocess
 from nin_jax.config import Plan, make_plan
-from nin_jax.errors import ConfigError
+from nin_jax.errors import ConfigError, UserError
 from nin_jax.model import NIN, Block
 from nin_jax.step import Examples, Setup, TrainState
 
@@ -45,7 +46,14 @@ class Run:
 
 def make_mesh(devices: int) -> jax.sharding.Mesh:
     """A mesh of one axis, 'data', over the first `devices` there are (0: all of them)."""
-    available = jax.devices()
+    try:
+        available = jax.devices()
+    except (RuntimeError, AssertionError) as e:  # the latter for a platform of another machine
+        reason = str(e).split('. ')[0] or 'no device of that kind is here'
+        raise UserError(
+            f'JAX cannot use JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r} ({reason}): '
+            'set it to cpu, or unset it'
+        ) from e
     if devices not in (0, len(available)) and distributed.several():
         raise ConfigError(
             f'devices={devices}: several processes use all of their {len(available)} devices, '

@@ -87,7 +87,8 @@ def load(folder: pathlib.Path, step: int | None = None) -> Trained:
     with Checkpoints(
         folder / 'checkpoints', config.checkpoint.keep, warn, read_only=True
     ) as checkpoints:
-        restored = restore(checkpoints, setup, init_state, fitted, step)
+        saved = read_json(folder / 'config.json')
+        restored = restore(checkpoints, setup, init_state, fitted, saved, step)
     if restored is None:
         raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, meta = restored

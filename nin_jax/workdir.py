@@ -29,6 +29,10 @@ from nin_jax.records import write_json
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Makes the folder and keeps other runs out of it; the lock dies with the process."""
+    if not str(workdir).isprintable():  # bytes that are not UTF-8, too
+        raise UserError(
+            f'--workdir={str(workdir)!a} is not UTF-8 text, and checkpoints need that: rename it'
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / '.lock', 'w') as f:
         try:
@@ -46,24 +50,32 @@ def settle_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     if not path.exists():
         write_json(path, flat)
         return
-    saved = read_json(path)
-    different = [
-        k
-        for k in {**saved, **flat}
-        if saved.get(k) != flat.get(k) and not k.startswith(FREE_TO_CHANGE)
-    ]
-    if different:
+    check_same(workdir, read_json(path), flat)
+
+
+def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -> None:
+    """CheckpointError unless two flat configs are the same in all keys that begin with `only`."""
+    if different := [k for k in differences(saved, flat) if k.startswith(only)]:
         key = different[0]
         raise CheckpointError(
             f"'{workdir}' holds a run with {key}={saved.get(key)!r}, this command says "
             f'{flat.get(key)!r}'
             + (f' (and {len(different) - 1} more keys)' if different[1:] else '')
-            + ': repeat its settings to resume it, or name another --workdir'
+            + ': repeat its settings, or name another --workdir'
         )
 
 
 # Where a run computes and what it keeps do not change what it computes.
 FREE_TO_CHANGE = ('devices', 'data.dir', 'checkpoint.', 'eval.batch_size')
+
+
+def differences(one: dict, other: dict) -> list[str]:
+    """The keys that make two flat configs those of different runs."""
+    return [
+        k
+        for k in {**one, **other}
+        if one.get(k) != other.get(k) and not k.startswith(FREE_TO_CHANGE)
+    ]
 
 
 def jsonable(flat: dict) -> dict:

@@ -203,35 +203,6 @@ def test_two_runs_in_one_workdir(tmp_path):
     assert second.returncode == 2 and 'another process is running in' in second.stderr
 
 
-def test_nan_is_named_and_stops_the_run(tmp_path):
-    result = run_main(f'--workdir={tmp_path}', '--config.optim.lr=900.')
-    assert result.returncode == 1
-    assert 'diverged' in result.stdout and 'lower optim.lr' in result.stdout
-    assert summary(tmp_path)['status'] == 'diverged'
-    assert 'Traceback' not in result.stderr
-
-
-DEAD = (
-    '--config.model.blocks.mlpconv2.init_std=(1e-30,1e-30,1e-30)',
-    '--config.optim.lr=1e-30',
-    '--config.train.dead_steps=8',
-)
-
-
-def test_dead_network_is_named_and_stops_the_run(tmp_path):
-    result = run_main(f'--workdir={tmp_path}', *DEAD)
-    assert result.returncode == 1
-    assert 'dead network' in result.stdout and 'ln(10) = 2.302585' in result.stdout
-
-
-def test_dead_network_starts_over_as_often_as_allowed(tmp_path):
-    result = run_main(f'--workdir={tmp_path}', *DEAD, '--config.train.restarts=2')
-    assert result.returncode == 1
-    assert result.stdout.count('starting over with new weights') == 2
-    assert summary(tmp_path)['attempt'] == 2
-    assert {line['attempt'] for line in metrics(tmp_path, 'train')} == {0, 1, 2}
-
-
 def test_devices_do_not_change_the_losses(tmp_path, undisturbed):
     env = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
     result = run_main(f'--workdir={tmp_path}', env=env)

@@ -163,7 +163,7 @@ def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
         raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, _ = restored
     _, eval_program = loop.programs(run, state, Stopwatch())
-    scores = jax.device_get(eval_program()(state.params, run.eval, run.preprocess))
+    scores = jax.device_get(eval_program()(state.weights, run.eval, run.preprocess))
     errors, n = int(scores['errors']), len(run.eval.labels)
     print(
         f'step {int(state.step):,}: {errors:,} of {n:,} wrong on {config.data.name} '

@@ -63,7 +63,7 @@ def sentence(folders: list[pathlib.Path]) -> str:
     failed = len(folders) - len(done)
     return (
         f'top-1 error {mean_and_std(errors)} % over {len(done)} seeds '
-        f'({", ".join(f"{e:.2f}" for e in errors)}); {mean_and_std(seconds)} s of training steps'
+        f'({", ".join(f"{e:.2f}" for e in errors)}); {mean_and_std(seconds)} s of training'
         + (f'; {failed} diverged' if failed else '')
     )
 

@@ -1,7 +1,10 @@
 """The modern recipe, switch by switch: each does what it says, and trains; off, nothing changes."""
 
+import ast
 import dataclasses
+import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -13,6 +16,7 @@ import pytest
 from helpers import ROOT, load_page, tiny_config
 from ml_collections import ConfigDict
 
+from launch import ablate, seeds
 from nin_jax import augment
 from nin_jax.config import block, default_config, flatten, make_plan, validate
 from nin_jax.errors import ConfigError
@@ -494,3 +498,54 @@ def test_the_recipe_is_the_same_on_eight_devices():
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+# ---- launch.ablate --------------------------------------------------------------------------
+
+
+def overrides(flags: tuple[str, ...]) -> dict[str, object]:
+    pairs = (flag.removeprefix('--config.').split('=', 1) for flag in flags)
+    return {k: ast.literal_eval(v) if v[0] in '(0123456789TF' else v for k, v in pairs}
+
+
+def test_each_ablation_sets_one_switch_back_to_what_the_papers_run_does():
+    paper, modern = (flatten(load_page('cifar10', v)) for v in ('', 'modern'))
+    for name, (page, *back) in ablate.RUNS.items():
+        assert page == (ablate.PAPER if name == 'paper' else ablate.MODERN)
+        assert bool(back) == (name not in ('paper', 'modern'))
+        for key, value in overrides(back).items():
+            assert paper[key] == value != modern[key]
+    switches = {key for _, *back in ablate.RUNS.values() for key in overrides(back)}
+    recipe = {k for k in modern if paper[k] != modern[k]}
+    # Rates and lengths go with the rest; they are numbers to tune, no switches.
+    numbers = {'bias_lr', 'last_layer_lr', 'weight_decay', 'warmup', 'drops', 'duration'}
+    assert {k.split('.')[-1] for k in recipe - switches} == numbers
+
+
+def test_ablate_trains_all_at_one_budget_and_prints_a_table(tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def run(flags: list[str]) -> int:
+        commands.append(flags)
+        folder = pathlib.Path(flags[1].removeprefix('--workdir='))
+        folder.mkdir(parents=True)
+        error = 0.9 if 'paper' in folder.parts else 0.4
+        record = {'status': 'done', 'final_error': error, 'seconds': {'train': 12.5}}
+        (folder / 'summary.json').write_text(json.dumps(record))
+        return 0
+
+    monkeypatch.setattr(seeds, 'run', run)
+    budget = '--config.train.duration=1ep'
+    status = ablate.main([f'--workdir={tmp_path}', '--only=paper,norm', '--seeds=2', budget])
+    assert status == 0 and len(commands) == 4 and all(budget in c for c in commands)
+    assert ['--config.model.norm=none' in c for c in commands] == [False, False, True, True]
+    table = capsys.readouterr().out.splitlines()[-2:]
+    assert table[0].startswith('paper ') and table[0].endswith(
+        'top-1 error 90.00 ± 0.00 % over 2 seeds (90.00, 90.00); 12.50 ± 0.00 s of training'
+    )
+    assert 'model.norm=none' in table[1] and '40.00 ± 0.00 %' in table[1]
+
+
+def test_ablate_names_a_run_it_does_not_know(tmp_path, capsys):
+    assert ablate.main([f'--workdir={tmp_path}', '--only=paper,nrom']) == 2
+    assert "no run 'nrom'" in capsys.readouterr().err

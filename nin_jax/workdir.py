@@ -21,7 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from nin_jax.checkpoint import read_json
-from nin_jax.config import flatten
+from nin_jax.config import default_config, flatten
 from nin_jax.errors import CheckpointError, UserError
 from nin_jax.records import write_json
 
@@ -46,7 +46,10 @@ def settle_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     if not path.exists():
         write_json(path, flat)
         return
-    saved = read_json(path)
+    defaults = jsonable(flatten(default_config()))
+    saved = {k: defaults[k] for k in flat if k in defaults} | read_json(
+        path
+    )  # it may lack new keys
     different = [
         k
         for k in {**saved, **flat}

@@ -46,10 +46,10 @@ def settle_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     if not path.exists():
         write_json(path, flat)
         return
+    # A run from before a key was there has the key's default.
     defaults = jsonable(flatten(default_config()))
-    saved = {k: defaults[k] for k in flat if k in defaults} | read_json(
-        path
-    )  # it may lack new keys
+    defaults = {k: v for k, v in defaults.items() if not k.startswith('model.blocks.')}
+    saved = defaults | read_json(path)
     different = [
         k
         for k in {**saved, **flat}

@@ -17,9 +17,10 @@ from helpers import ROOT, load_page, tiny_config
 from ml_collections import ConfigDict
 
 from launch import ablate, seeds
-from nin_jax import augment
+from nin_jax import augment, workdir
+from nin_jax.checkpoint import Checkpoints, digest, filled
 from nin_jax.config import block, default_config, flatten, make_plan, validate
-from nin_jax.errors import ConfigError
+from nin_jax.errors import CheckpointError, ConfigError
 from nin_jax.optim import make_optimiser
 from nin_jax.run import assemble
 from nin_jax.schedules import rise_and_fall
@@ -549,3 +550,32 @@ def test_ablate_trains_all_at_one_budget_and_prints_a_table(tmp_path, monkeypatc
 def test_ablate_names_a_run_it_does_not_know(tmp_path, capsys):
     assert ablate.main([f'--workdir={tmp_path}', '--only=paper,nrom']) == 2
     assert "no run 'nrom'" in capsys.readouterr().err
+
+
+# ---- runs from before -----------------------------------------------------------------------
+
+
+def test_a_run_from_before_the_recipe_resumes(tmp_path):
+    """Its config.json lacks the new keys, its checkpoint the new parts of the state."""
+    config = small_config()
+    workdir.settle_config(tmp_path, config)
+    path = tmp_path / 'config.json'
+    old = {k: v for k, v in json.loads(path.read_text()).items() if 'cutmix' not in k}
+    path.write_text(json.dumps(old))
+    workdir.settle_config(tmp_path, config)
+    config.augment.cutmix = 1.0
+    with pytest.raises(CheckpointError, match=r'augment.cutmix=0.0, this command says 1.0'):
+        workdir.settle_config(tmp_path, config)
+    state = assemble(small_config()).init_state(0)
+    assert set(filled(state)) == {'step', 'attempt', 'dead_steps', 'params', 'opt_state'}
+
+
+def test_statistics_and_averages_come_back_from_a_checkpoint(tmp_path):
+    run = assemble(config_with(model__norm='batch', train__ema=0.9))
+    state, _ = advance(run, 3)
+    with Checkpoints(tmp_path, 1, print) as checkpoints:
+        checkpoints.save(3, state, {}, error=None)
+        checkpoints.wait()
+        restored, meta = checkpoints.restore(state)
+    assert digest(restored) == meta['digest'] == digest(state)
+    assert jax.tree.leaves(restored.stats) and jax.tree.leaves(restored.ema)

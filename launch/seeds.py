@@ -62,7 +62,7 @@ def sentence(folders: list[pathlib.Path]) -> str:
     seconds = [s['seconds']['train'] for s in done]
     failed = len(folders) - len(done)
     return (
-        f'top-1 error {mean_and_std(errors)} % over {len(done)} seeds '
+        f'top-1 error {mean_and_std(errors)} % over {len(done)} seed{"s" * (len(done) > 1)} '
         f'({", ".join(f"{e:.2f}" for e in errors)}); {mean_and_std(seconds)} s of training'
         + (f'; {failed} diverged' if failed else '')
     )

@@ -53,17 +53,25 @@ def run(flags: list[str]) -> int:
 
 
 def sentence(folders: list[pathlib.Path]) -> str:
-    """Mean and standard deviation of the final test errors."""
+    """Mean and standard deviation of the final test errors and of the seconds of training."""
     summaries = [json.loads((folder / 'summary.json').read_text()) for folder in folders]
-    errors = [100 * s['final_error'] for s in summaries if s['status'] == 'done']
-    if not errors:
+    done = [s for s in summaries if s['status'] == 'done']
+    if not done:
         return 'no seed came to its end'
-    deviation = f' ± {statistics.stdev(errors):.2f}' if len(errors) > 1 else ''
-    failed = len(folders) - len(errors)
+    errors = [100 * s['final_error'] for s in done]
+    seconds = [s['seconds']['train'] for s in done]
+    failed = len(folders) - len(done)
     return (
-        f'top-1 error {statistics.mean(errors):.2f}{deviation} % over {len(errors)} seeds '
-        f'({", ".join(f"{e:.2f}" for e in errors)})' + (f'; {failed} diverged' if failed else '')
+        f'top-1 error {mean_and_std(errors)} % over {len(done)} seed{"s" * (len(done) > 1)} '
+        f'({", ".join(f"{e:.2f}" for e in errors)}); {mean_and_std(seconds)} s of training'
+        + (f'; {failed} diverged' if failed else '')
     )
+
+
+def mean_and_std(values: list[float]) -> str:
+    """'10.41 ± 0.12'; no deviation of a single value."""
+    deviation = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):.2f}{deviation}'
 
 
 if __name__ == '__main__':

@@ -49,7 +49,8 @@ class LocalConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((*size, features)))
         self.side, self.size, self.dtype = kernel, size, dtype
 
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
+        del training  # as nin_jax.model.Conv, which may normalise
         check_size(x_BHWC, self.size, 'a locally connected layer')
         (height, width), pads = self.size, (self.side // 2,) * 2
         x_BHWC = jnp.pad(x_BHWC.astype(self.dtype), ((0, 0), pads, pads, (0, 0)))

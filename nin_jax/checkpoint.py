@@ -7,6 +7,7 @@ and each reads by itself: they agree on which checkpoint is whole.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -35,6 +36,12 @@ def digest(tree) -> str:
         sha.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n'.encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
+
+
+def filled(state: TrainState) -> dict:
+    """Fields that hold anything: without `stats`, what was saved before there were any is read."""
+    fields = ((f.name, getattr(state, f.name)) for f in dataclasses.fields(state))
+    return {name: value for name, value in fields if jax.tree.leaves(value)}
 
 
 class Checkpoints:
@@ -108,7 +115,7 @@ class Checkpoints:
                 metrics=None if error is None else {'error': error},
                 force=True,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.StandardSave(filled(state)),
                     meta=ocp.args.JsonSave(seal(meta | {'digest': digest(state)})),
                 ),
             ),
@@ -202,7 +209,8 @@ class Checkpoints:
         ) as reader:
             read = functools.partial(reader.restore, self._folder / str(step))
             meta = unseal(read(args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta)
-            state = read(args=ocp.args.Composite(state=ocp.args.StandardRestore(template))).state
+            restore = ocp.args.StandardRestore(filled(template))
+            state = TrainState(**read(args=ocp.args.Composite(state=restore)).state)
         if digest(state) != meta['digest']:
             raise ValueError('its arrays do not match their SHA-256')
         if int(state.step) != step:

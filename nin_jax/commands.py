@@ -177,10 +177,10 @@ def restore(
     )
     restored = checkpoints.restore(template, step)
     if restored and (different := workdir.differences(restored[1]['config'], config)):
+        key, (other, _) = next(iter(different.items()))
         raise CheckpointError(
             f'the checkpoint at step {int(restored[0].step)} is of another run, whose '
-            f'{different[0]} was {restored[1]["config"].get(different[0])!r}: restore the run '
-            'from a copy'
+            f'{key} was {other!r}: restore the run from a copy'
         )
     if restored and restored[1]['preprocess'] != preprocess.digest(fitted):
         raise CheckpointError(
@@ -208,7 +208,7 @@ def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
         raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, _ = restored
     _, eval_program = loop.programs(run, state, Stopwatch())
-    scores = jax.device_get(eval_program()(state.params, run.eval, run.preprocess))
+    scores = jax.device_get(eval_program()(state.weights, run.eval, run.preprocess))
     errors, n = int(scores['errors']), len(run.eval.labels)
     print(
         f'step {int(state.step):,}: {errors:,} of {n:,} wrong on {config.data.name} '

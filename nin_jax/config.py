@@ -15,9 +15,13 @@ from nin_jax.errors import ConfigError, did_you_mean
 
 CHOICES = {
     'dtype': ('float32', 'bfloat16'),
-    'optim.schedule': ('drops', 'plateau'),
+    'optim.rule': ('sgd', 'nesterov', 'muon'),
+    'optim.schedule': ('drops', 'plateau', 'cosine', 'one_cycle'),
     'model.dropout_mode': ('inverted', 'convnet'),
     'model.head': ('gap', 'fc'),
+    'model.norm': ('none', 'batch'),
+    'model.class_maps': ('relu', 'linear'),
+    'eval.tta': ('none', 'flip', 'shift', 'flip_shift'),
     'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn'),
 }
 POOLS = ('max', 'avg', 'none', 'max_rnorm', 'avg_rnorm')
@@ -68,9 +72,15 @@ def default_config() -> ConfigDict:
     config.augment = ConfigDict()
     config.augment.crop_pad = 0  # zero-pad by so many pixels, then crop at random
     config.augment.flip = False  # mirror half of the images
+    config.augment.cutout = 0  # zero a square of so many pixels a side; 0 for none
+    config.augment.mixup = 0.0  # alpha of mixing with another image; 0 for none
+    config.augment.cutmix = 0.0  # alpha of pasting a box of another image; 0 for none
+    config.augment.label_smoothing = 0.0  # share of each label spread evenly over all classes
 
     config.model = ConfigDict()
     config.model.dropout_mode = 'inverted'  # or 'convnet', see nin_jax.model.NIN
+    config.model.norm = 'none'  # or 'batch': batch normalisation before each ReLU
+    config.model.class_maps = 'relu'  # or 'linear': no ReLU on the class maps
     config.model.class_bias = 0.0  # initial bias of the class maps; above 0, none starts out dead
     config.model.head = 'gap'  # or 'fc': a fully connected layer instead of average pooling
     config.model.head_dropout = 0.0  # of the inputs of head 'fc'; 'gap' has none to drop
@@ -83,12 +93,16 @@ def default_config() -> ConfigDict:
     )
 
     config.optim = ConfigDict()
+    config.optim.rule = 'sgd'  # or 'nesterov', or 'muon', with Adam for the biases
     config.optim.lr = 0.1
     config.optim.momentum = 0.9
     config.optim.weight_decay = 1e-4  # L2 added to the gradient of weights, never of biases
     config.optim.bias_lr = 2.0  # times lr
     config.optim.last_layer_lr = 0.1  # times lr, for weights and biases of the last layer
-    config.optim.schedule = 'drops'  # at `drops`, or on a 'plateau' of training error
+    config.optim.schedule = (
+        'drops'  # at `drops`; on a 'plateau' of training error; see schedules.py
+    )
+    config.optim.warmup = '0%'  # how long 'cosine' and 'one_cycle' take to rise to lr
     config.optim.drops = '200ep 230ep'  # when; 'plateau' takes only their number
     config.optim.drop_factor = 0.1
     config.optim.plateau_patience = 10  # epochs without a better training error
@@ -96,14 +110,16 @@ def default_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.duration = '260ep'  # durations: '3ep' (epochs), '500steps' or '10%'
     config.train.batch_size = 128
-    config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else the whole batch
+    config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else all; see step.py
     config.train.steps_per_call = 0  # steps in one dispatch; 0: 10 on a CPU, else an epoch's
+    config.train.ema = 0.0  # decay of the moving average of the weights, then evaluated; 0: none
     config.train.dead_steps = 100  # stop once all logits have been 0 for so many steps
     config.train.restarts = 0  # times a dead or diverged run may start over with new weights
 
     config.eval = ConfigDict()
     config.eval.every = '1ep'
     config.eval.batch_size = 0  # 0: 16 on one CPU, else 64 a device
+    config.eval.tta = 'none'  # average the logits of 'flip', 'shift' or 'flip_shift' views
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = '5ep'
@@ -157,6 +173,10 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     'preprocess.gcn_scale': (lambda v: 0 < v < 1e6, 'above 0'),
     'preprocess.zca_bias': (lambda v: 0 < v < 1e6, 'above 0'),
     'augment.crop_pad': (lambda v: 0 <= v <= 64, 'from 0 to 64'),
+    'augment.cutout': (lambda v: v >= 0, '0 (none) or more'),
+    'augment.mixup': (lambda v: 0 <= v < 1e3, '0 (none) or more'),
+    'augment.cutmix': (lambda v: 0 <= v < 1e3, '0 (none) or more'),
+    'augment.label_smoothing': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
     'model.class_bias': (lambda v: 0 <= v < 1e3, '0 or more'),
     'model.head_dropout': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
     'optim.lr': (lambda v: 0 < v < 1e3, 'above 0'),
@@ -169,6 +189,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     'train.batch_size': (lambda v: 1 <= v <= 2**20, '1 or more'),
     'train.microbatch': (lambda v: v >= 0, '0 (automatic) or more'),
     'train.steps_per_call': (lambda v: v >= 0, '0 (automatic) or more'),
+    'train.ema': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
     'train.dead_steps': (lambda v: v >= 1, '1 or more'),
     'train.restarts': (lambda v: 0 <= v <= 100, 'from 0 to 100'),
     'eval.batch_size': (lambda v: 0 <= v <= 2**20, '0 (automatic) or more'),
@@ -190,8 +211,18 @@ def validate(config: ConfigDict) -> None:
             f"model.head_dropout={config.model.head_dropout!r}: must be 0 with model.head='gap', "
             "or choose model.head='fc'"
         )
+    if config.model.head == 'fc' and config.model.class_maps == 'linear':
+        raise ConfigError(
+            "model.class_maps='linear': with model.head='fc' there are no class maps, "
+            "choose model.class_maps='relu' or model.head='gap'"
+        )
     for name, row in config.model.blocks.items():
         _validate_block(f'model.blocks.{name}', row)
+        if row.local and config.model.norm == 'batch':
+            raise ConfigError(
+                f'model.blocks.{name}.local=True: local filters have no batch normalisation, '
+                "choose model.norm='none'"
+            )
 
 
 def _validate_block(key: str, row: ConfigDict) -> None:
@@ -227,6 +258,7 @@ class Plan:
     eval_every: int
     checkpoint_every: int
     drops: tuple[int, ...]
+    warmup: int
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether `step`, the end of a call, is the first such at or past a multiple of `every`."""
@@ -255,6 +287,11 @@ def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
     drops = tuple(_steps('optim.drops', d, epoch, total) for d in config.optim.drops.split())
     if list(drops) != sorted(drops):
         raise ConfigError(f'optim.drops={config.optim.drops!r}: must grow from left to right')
+    warmup = _steps('optim.warmup', config.optim.warmup, epoch, total, least=0)
+    if warmup > total:
+        raise ConfigError(
+            f'optim.warmup={config.optim.warmup!r}: {warmup} steps, but the run has only {total}'
+        )
     # Two epochs' permutations are at hand in one call, so a call is an epoch at most.
     call = min(config.train.steps_per_call or (10 if on_cpu else int(epoch)), int(epoch), total)
     return Plan(
@@ -264,11 +301,12 @@ def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
         _steps('eval.every', config.eval.every, epoch, total),
         _steps('checkpoint.every', config.checkpoint.every, epoch, total),
         drops,
+        warmup,
     )
 
 
-def _steps(key: str, duration: str, epoch: float, total: int = 0) -> int:
-    """'3ep', '500steps' or '10%' (of `total`, where there is one) as whole steps, at least 1."""
+def _steps(key: str, duration: str, epoch: float, total: int = 0, least: int = 1) -> int:
+    """'3ep', '500steps' or '10%' (of `total`, where there is one) as whole steps."""
     match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*(ep|epochs?|steps?|%)', duration.strip())
     if not match or (match[2] == '%' and not total):
         units = "'3ep' or '500steps'" + (" or '10%'" if total else '')
@@ -277,4 +315,4 @@ def _steps(key: str, duration: str, epoch: float, total: int = 0) -> int:
     steps = float(match[1]) * unit
     if not steps < 2**53:  # infinity is no whole number
         raise ConfigError(f'{key}={duration!r}: is past 2**31 images, choose less')
-    return max(1, round(steps))
+    return max(least, round(steps))

@@ -91,7 +91,7 @@ def _attempt(
         if evaluating:
             program = eval_program()
             with clock('eval'):
-                scores = jax.device_get(program(state.params, run.eval, run.preprocess))
+                scores = jax.device_get(program(state.weights, run.eval, run.preprocess))
             error = int(scores['errors']) / len(run.eval.labels)
             records.eval(step, float(scores['loss']), error, int(scores['errors']))
         if saving or stopping:
@@ -135,7 +135,7 @@ def programs(run: Run, state: TrainState, clock: Stopwatch):
     def eval_program():
         with clock('compile'):
             return evaluate.lower(
-                state_like.params, run.eval, run.preprocess, setup=run.setup
+                state_like.weights, run.eval, run.preprocess, setup=run.setup
             ).compile()
 
     state_like = abstract(state)

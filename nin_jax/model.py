@@ -51,7 +51,12 @@ class Block:
 
 
 class Conv(nnx.Module):
-    """A convolution with bias, stride 1, zero-padded to keep the image's size."""
+    """A convolution with bias, stride 1, zero-padded to keep the image's size.
+
+    With batch normalisation, each channel is standardised before the bias is added, in training
+    over the batch at hand, else by running averages of what training saw. The bias is its shift,
+    and it has no scale, which the next layer's weights can take on: no parameter more or less.
+    """
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class Conv(nnx.Module):
         kernel: int,
         *,
         init_std: float | None,
+        batch_norm: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -68,11 +74,18 @@ class Conv(nnx.Module):
         )
         self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, in_features, features)))
         self.bias = nnx.Param(jnp.zeros(features))
+        self.norm = (
+            nnx.BatchNorm(features, momentum=0.9, use_bias=False, use_scale=False, rngs=rngs)
+            if batch_norm
+            else None
+        )
         self.dtype = dtype
 
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)
         y_BHWC = ops.conv2d(x_BHWC.astype(self.dtype), kernel, padding=kernel.shape[0] // 2)
+        if self.norm is not None:
+            y_BHWC = self.norm(y_BHWC.astype(jnp.float32), use_running_average=not training)
         # Added in float32: the bias's gradient is a sum over all positions, too long for bfloat16.
         return (y_BHWC + self.bias[...]).astype(self.dtype)
 
@@ -82,7 +95,9 @@ class MLPConv(nnx.Module):
 
     The authors call the 1x1 convolutions cccp: cascaded cross channel parametric pooling. Without
     any, this is the usual convolutional layer, a generalised linear model of its window. `size`,
-    the image's, is needed only where block.local.
+    the image's, is needed only where block.local. `batch_norm` normalises before each ReLU.
+    `class_maps`: None; or 'relu' or 'linear' if the last layer puts out the class maps, which are
+    never normalised, and with 'linear' have no ReLU.
     """
 
     def __init__(
@@ -91,11 +106,13 @@ class MLPConv(nnx.Module):
         block: Block,
         *,
         size: tuple[int, int] | None = None,
+        batch_norm: bool = False,
+        class_maps: str | None = None,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.names = ('conv', *(f'cccp{i}' for i in range(1, len(block.features))))
-        self.pieces = block.pieces
+        self.pieces, self.class_maps = block.pieces, class_maps
         kernels = (block.kernel, *(1 for _ in block.features[1:]))
         inputs = (in_features, *block.features[:-1])
         stds = block.init_std or (None,) * len(block.features)
@@ -104,14 +121,20 @@ class MLPConv(nnx.Module):
             self.names, inputs, block.features, kernels, stds, strict=True
         ):
             own_filters = block.local and name == 'conv'
-            layer = partial(LocalConv, size=size) if own_filters else Conv
+            norm = batch_norm and not (class_maps and name == self.names[-1])
+            layer = partial(LocalConv, size=size) if own_filters else partial(Conv, batch_norm=norm)
             layers[name] = layer(i, o * block.pieces, k, init_std=std, dtype=dtype, rngs=rngs)
         self.layers = nnx.Dict(layers)
 
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
         for name in self.names:
-            y_BHWC = self.layers[name](x_BHWC)
-            x_BHWC = nnx.relu(y_BHWC) if self.pieces == 1 else maxout(y_BHWC, self.pieces)
+            y_BHWC = self.layers[name](x_BHWC, training)
+            if self.pieces > 1:
+                x_BHWC = maxout(y_BHWC, self.pieces)
+            elif self.class_maps == 'linear' and name == self.names[-1]:
+                x_BHWC = y_BHWC
+            else:
+                x_BHWC = nnx.relu(y_BHWC)
         return x_BHWC
 
 
@@ -129,6 +152,8 @@ class NIN(nnx.Module):
       dropout_mode: 'inverted' scales the kept activations by 1 / (1 - p) in training (Caffe);
         'convnet' leaves training unscaled and multiplies by 1 - p at test (the authors'
         cuda-convnet, PluginsSrc/include/extralayers.cuh).
+      norm: 'none', or 'batch': normalisation before each ReLU but the class maps', see `Conv`.
+      class_maps: 'relu', the paper's, or 'linear': no ReLU on them.
       class_bias: initial bias of the class maps. The paper's is 0, from where about half of the
         maps start out dead (below zero everywhere) and a plateau of epochs follows.
       dtype: of activations and of the weights as they are used; parameters stay float32.
@@ -144,13 +169,23 @@ class NIN(nnx.Module):
         fc_dropout: float = 0.0,
         image_size: tuple[int, int] | None = None,
         dropout_mode: str = 'inverted',
+        norm: str = 'none',
+        class_maps: str = 'relu',
         class_bias: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         mlpconvs, features, size = {}, in_features, image_size
         for i, block in enumerate(blocks, start=1):
-            mlpconvs[f'mlpconv{i}'] = MLPConv(features, block, size=size, dtype=dtype, rngs=rngs)
+            mlpconvs[f'mlpconv{i}'] = MLPConv(
+                features,
+                block,
+                size=size,
+                batch_norm=norm == 'batch',
+                class_maps=class_maps if i == len(blocks) and not fc_classes else None,
+                dtype=dtype,
+                rngs=rngs,
+            )
             features, size = block.features[-1], size and pooled_size(size, block.pool)
         self.mlpconvs = nnx.Dict(mlpconvs)
         self.blocks, self.dropout_mode, self.fc_dropout = blocks, dropout_mode, fc_dropout
@@ -181,7 +216,8 @@ class NIN(nnx.Module):
         Args:
           x_BHWC: preprocessed images, float.
           dropout_keys_B: a PRNG key an image in training, so that what an image drops does not
-            depend on those beside it; None for evaluation, without dropout.
+            depend on those beside it; None for evaluation, without dropout. (Batch normalisation
+            makes its scores depend on the batch all the same, in training.)
 
         Returns:
           logits_BK float32, and the class maps_BHWK whose spatial means they are. (The maps before
@@ -191,8 +227,9 @@ class NIN(nnx.Module):
           ConfigError: for images of a size that a fully connected head or a local block does not
             take.
         """
+        training = dropout_keys_B is not None
         for i, block in enumerate(self.blocks, start=1):
-            x_BHWC = POOLS[block.pool](self.mlpconvs[f'mlpconv{i}'](x_BHWC))
+            x_BHWC = POOLS[block.pool](self.mlpconvs[f'mlpconv{i}'](x_BHWC, training))
             x_BHWC = dropout(
                 x_BHWC, block.dropout, _fold_in(dropout_keys_B, i), mode=self.dropout_mode
             )

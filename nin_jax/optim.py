@@ -1,16 +1,18 @@
-"""The authors' optimiser as an optax chain (cuda-convnet NIN/*_params; include/layers/weights.cuh).
+"""The optimiser as an optax chain: the authors' (cuda-convnet NIN/*_params; layers/weights.cuh),
 
     v <- momentum * v - lr * m * (gradient + weight_decay * w)
     w <- w + v
 
-The learning rate stands inside the momentum buffer, so after a drop the old velocity fades out
-instead of shrinking at once. m is a multiplier: biases learn at twice the rate (and do not decay),
-the last layer at a tenth.
+and two later ones. In the authors' the learning rate stands inside the momentum buffer, so after a
+drop the old velocity fades out instead of shrinking at once. m is a multiplier: biases learn at
+twice the rate (and do not decay), the last layer at a tenth.
 """
 
 import jax
 import optax
 from ml_collections import ConfigDict
+
+from nin_jax.schedules import learning_rate
 
 
 def make_optimiser(
@@ -19,6 +21,8 @@ def make_optimiser(
     last_layer: tuple[str, ...],
     drops: tuple[int, ...],
     epoch: int,
+    warmup: int = 0,
+    total: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optimiser; its update takes the batch's top-1 error as `value`.
 
@@ -26,8 +30,7 @@ def make_optimiser(
       config: the `optim` part of a config.
       params: the parameter tree, for its structure.
       last_layer: path in it of the layer that puts out the class maps.
-      drops: steps at which the learning rate is multiplied by `drop_factor`.
-      epoch: steps an epoch, over which the 'plateau' schedule averages the training error.
+      drops, epoch, warmup, total: see `schedules.learning_rate`.
     """
 
     def multiplier(path: tuple, _) -> float:
@@ -38,29 +41,35 @@ def make_optimiser(
 
     multipliers = jax.tree_util.tree_map_with_path(multiplier, params)
     is_weight = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+    multiply = optax.stateless(
+        lambda grads, _: jax.tree.map(lambda g, m: g * m, grads, multipliers)
+    )
+    rate = learning_rate(config, drops, epoch, warmup, total)
+    if config.rule == 'muon':
+        return optax.chain(muon(config, params), multiply, rate)
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=is_weight),
-        optax.stateless(lambda grads, _: jax.tree.map(lambda g, m: g * m, grads, multipliers)),
-        _learning_rate(config, drops, epoch),
-        optax.trace(config.momentum),
+        multiply,
+        rate,
+        optax.trace(config.momentum, nesterov=config.rule == 'nesterov'),
     )
 
 
-def _learning_rate(
-    config: ConfigDict, drops: tuple[int, ...], epoch: int
-) -> optax.GradientTransformation:
-    """Multiplies by -lr, which drops at given steps or once training error stops falling."""
-    if config.schedule == 'plateau':  # section 4: "until the accuracy on the training set stops"
-        return optax.chain(
-            optax.contrib.reduce_on_plateau(
-                config.drop_factor,
-                config.plateau_patience,
-                accumulation_size=epoch,
-                min_scale=config.drop_factor ** len(drops),
-            ),
-            optax.scale_by_learning_rate(config.lr),
-        )
-    factors: dict[int, float] = {}
-    for step in drops:  # two drops may fall on one step in a very short run
-        factors[step] = factors.get(step, 1.0) * config.drop_factor
-    return optax.scale_by_learning_rate(optax.piecewise_constant_schedule(config.lr, factors))
+def muon(config: ConfigDict, params: dict) -> optax.GradientTransformation:
+    """Muon (Jordan 2024): weights move by the orthogonal matrix nearest their momentum.
+
+    A kernel counts as the matrix from all inputs of its window to its outputs; its decay is
+    decoupled, lr * weight_decay * w. Biases are left to Adam, with Nesterov's momentum as well.
+    """
+
+    def as_matrix(path, leaf):
+        if path[-1].key != 'kernel':
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return optax.contrib.muon(
+        -1.0,  # the rate, and the sign, come later in the chain
+        beta=config.momentum,
+        weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=jax.tree_util.tree_map_with_path(as_matrix, params),
+    )

@@ -22,14 +22,25 @@ from nin_jax.records import duration
 COLUMNS = ('epoch', 'train_loss', 'train_error', 'test_loss', 'test_error')
 # These say which experiment a run is, all but how the weights start ...
 IDENTITY = ('data.', 'preprocess.', 'augment.', 'model.')
-TRAINING = ('data.limit', 'model.class_bias', 'model.dropout_mode')
+TRAINING = (
+    'data.limit',
+    'model.class_bias',
+    'model.dropout_mode',
+    'model.norm',  # the modern recipe's switches from here on
+    'model.class_maps',
+    'augment.cutout',
+    'augment.mixup',
+    'augment.cutmix',
+    'augment.label_smoothing',
+)
 # ... and these change nothing of what it computes, or are told otherwise.
 IRRELEVANT = (
     'seed',
     'devices',
     'data.dir',
     'checkpoint.',
-    'eval.',
+    'eval.every',
+    'eval.batch_size',
     'train.steps_per_call',
     'train.microbatch',
 )
@@ -143,8 +154,15 @@ def differences(config: dict, page: dict) -> dict[str, object]:
     return {
         k: config.get(k)
         for k in sorted({*config, *page})
-        if config.get(k) != page.get(k) and not k.startswith(IRRELEVANT)
+        if config.get(k) != page.get(k) and not is_irrelevant(k, config)
     }
+
+
+def is_irrelevant(key: str, config: dict) -> bool:
+    """A piece of a batch is what batch normalisation standardises, so its size matters there."""
+    if key == 'train.microbatch' and config.get('model.norm') == 'batch':
+        return False
+    return key.startswith(IRRELEVANT)
 
 
 def is_identity(key: str) -> bool:
@@ -295,13 +313,14 @@ def table_text(table: Table, groups: list[Group], noted: set[str]) -> str:
 
 def cell(g: Group) -> str:
     if g.is_short:
-        return f'**short**: {g.error} ({g.seeds}, {g.length})'
+        changes = [f'{k}={json.dumps(v)}' for k, v in training_changes(g).items()]
+        return f'**short**: {g.error} ({", ".join([g.seeds, g.length, *changes])})'
     return f'{g.error} ({g.seeds}{", changed" if training_changes(g) else ""})'
 
 
 def training_changes(g: Group) -> dict[str, object]:
     """What was set otherwise, the length of a short run aside."""
-    length = ('train.duration', 'optim.drops') if g.is_short else ()
+    length = ('train.duration', 'optim.drops', 'data.limit') if g.is_short else ()
     return {k: v for k, v in g.changes.items() if k not in length}
 
 

@@ -14,10 +14,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from nin_jax import datasets, distributed, optim, preprocess
+from nin_jax.augment import Augment
 from nin_jax.config import Plan, make_plan
 from nin_jax.errors import ConfigError, UserError
 from nin_jax.model import NIN, Block
-from nin_jax.step import Examples, Setup, TrainState
+from nin_jax.step import Examples, Setup, TrainState, join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,9 @@ def is_one_cpu(mesh: jax.sharding.Mesh) -> bool:
 def microbatch(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     """How many images' gradients are computed at a time; ConfigError if they do not come out."""
     batch_size = config.train.batch_size
-    automatic = math.gcd(batch_size, 16) if is_one_cpu(mesh) else batch_size
+    # A piece is what batch normalisation sees, which must not hang on the number of devices.
+    in_pieces = is_one_cpu(mesh) and config.model.norm == 'none'
+    automatic = math.gcd(batch_size, 16) if in_pieces else batch_size
     size = config.train.microbatch or automatic
     if batch_size % size or size % mesh.size:
         raise ConfigError(
@@ -185,6 +188,11 @@ def build(
 ) -> tuple[Setup, Callable[[int], TrainState]]:
     """The model and its optimiser: what the programs are compiled for, and `Run.init_state`."""
     blocks = model_blocks(config, num_classes)
+    height, width = image_shape_HWC[:2]
+    if config.augment.cutout > min(height, width):
+        raise ConfigError(
+            f'augment.cutout={config.augment.cutout}: the images are only {height}x{width}'
+        )
 
     def make_model(key: jax.Array) -> NIN:
         return NIN(
@@ -192,27 +200,37 @@ def build(
             image_shape_HWC[-1],
             fc_classes=num_classes if config.model.head == 'fc' else 0,
             fc_dropout=config.model.head_dropout,
-            image_size=image_shape_HWC[:2],
+            image_size=(height, width),
             dropout_mode=config.model.dropout_mode,
+            norm=config.model.norm,
+            class_maps=config.model.class_maps,
             class_bias=config.model.class_bias,
             dtype=jnp.dtype(config.dtype),
             rngs=nnx.Rngs(key),
         )
 
-    def init_params(attempt: jax.Array) -> dict:
+    def init_weights(attempt: jax.Array) -> tuple[dict, dict]:
         model = make_model(jax.random.fold_in(jax.random.key(config.seed), attempt))
-        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
-    params = jax.eval_shape(init_params, 0)
+    params, _ = jax.eval_shape(init_weights, 0)
     model = nnx.eval_shape(make_model, jax.random.key(0))
     optimiser = optim.make_optimiser(
-        config.optim, params, model.last_layer, plan.drops, round(plan.steps_per_epoch)
+        config.optim,
+        params,
+        model.last_layer,
+        plan.drops,
+        round(plan.steps_per_epoch),
+        plan.warmup,
+        plan.total_steps,
     )
 
     def init_state(attempt: jax.Array) -> TrainState:
-        params = init_params(attempt)
+        params, stats = init_weights(attempt)
+        zero, ema = jnp.int32(0), join(params, stats) if config.train.ema else {}
         return TrainState(
-            jnp.int32(0), jnp.int32(attempt), jnp.int32(0), params, optimiser.init(params)
+            zero, jnp.int32(attempt), zero, params, optimiser.init(params), stats, ema
         )
 
     setup = Setup(
@@ -223,8 +241,9 @@ def build(
         batch_size=config.train.batch_size,
         microbatch=microbatch(config, mesh),
         eval_batch_size=config.eval.batch_size or (16 if is_one_cpu(mesh) else 64 * mesh.size),
-        crop_pad=config.augment.crop_pad,
-        flip=config.augment.flip,
+        augment=Augment(num_classes, **config.augment),
+        ema=config.train.ema,
+        tta=config.eval.tta,
     )
     replicated = NamedSharding(mesh, PartitionSpec())
     return setup, jax.jit(init_state, out_shardings=replicated)

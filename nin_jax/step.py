@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from nin_jax import augment
+from nin_jax.augment import Augment, views
 from nin_jax.preprocess import Preprocess
 
 
@@ -28,6 +28,8 @@ class TrainState:
       dead_steps: int32, for how many steps in a row every logit has been zero.
       params: parameter tree, float32.
       opt_state: the optimiser's.
+      stats: running averages of batch normalisation, float32; empty without it.
+      ema: moving averages of `params` and `stats`, in one tree; empty without them.
     """
 
     step: jax.Array
@@ -35,6 +37,18 @@ class TrainState:
     dead_steps: jax.Array
     params: dict
     opt_state: optax.OptState
+    stats: dict = dataclasses.field(default_factory=dict)
+    ema: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict:
+        """What evaluation takes: the moving averages, or `params` with `stats` put in."""
+        return self.ema or join(self.params, self.stats)
+
+
+def join(params: dict, stats: dict) -> dict:
+    """Two trees of no common leaf as one."""
+    return params | {k: join(params[k], v) if k in params else v for k, v in stats.items()}
 
 
 @partial(jax.tree_util.register_dataclass)
@@ -57,8 +71,9 @@ class Setup:
     batch_size: int
     microbatch: int
     eval_batch_size: int
-    crop_pad: int
-    flip: bool
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    ema: float = 0.0
+    tta: str = 'none'
 
 
 @partial(jax.jit, static_argnames=('setup', 'num_steps'), donate_argnames='state')
@@ -69,30 +84,37 @@ def train_steps(
 
     Returns:
       The new state, and metrics over the call: 'loss' (mean cross-entropy, nats), 'error' (mean
-      top-1 error of the training batches, dropout on) and 'dead_steps' (see TrainState).
+      top-1 error of the training batches, dropout on) and 'dead_steps' (see TrainState). Both are
+      of the augmented images; the loss is to the mixed and smoothed labels, the error to the
+      images' own.
     """
     key = jax.random.fold_in(jax.random.key(setup.seed), state.attempt)
-    order_key, crop_key, dropout_key = jax.random.split(key, 3)
+    order_key, augment_key, dropout_key = jax.random.split(key, 3)
     order = example_order(order_key, state.step, num_steps, setup.batch_size, len(examples.labels))
 
     def one_step(state: TrainState, indices_B: jax.Array):
         x_BHWC, labels_B = take_batch(examples, indices_B, preprocess, setup.mesh)
-        x_BHWC = augment.crop_and_flip(
-            jax.random.fold_in(crop_key, state.step), x_BHWC, pad=setup.crop_pad, flip=setup.flip
+        x_BHWC, targets_B = setup.augment(
+            jax.random.fold_in(augment_key, state.step), x_BHWC, labels_B
         )
         keys_B = jax.random.split(jax.random.fold_in(dropout_key, state.step), setup.batch_size)
-        loss, logits_BK, grads = loss_and_gradient(state.params, x_BHWC, labels_B, keys_B, setup)
+        loss, logits_BK, grads, stats = loss_and_gradient(
+            state.params, x_BHWC, targets_B, keys_B, setup, state.stats
+        )
         error = jnp.mean(jnp.argmax(logits_BK, axis=-1) != labels_B)
         updates, opt_state = setup.optimiser.update(
             grads, state.opt_state, state.params, value=error
         )
         dead_steps = jnp.where(jnp.any(logits_BK != 0), 0, state.dead_steps + 1)
+        params = optax.apply_updates(state.params, updates)
         state = TrainState(
             state.step + 1,
             state.attempt,
             dead_steps,
-            optax.apply_updates(state.params, updates),
+            params,
             opt_state,
+            stats,
+            moving_average(state, join(params, stats), setup.ema) if setup.ema else {},
         )
         return state, (loss, error)
 
@@ -104,33 +126,64 @@ def train_steps(
     }
 
 
-def loss_and_gradient(
-    params: dict, x_BHWC: jax.Array, labels_B: jax.Array, keys_B: jax.Array, setup: Setup
-) -> tuple[jax.Array, jax.Array, dict]:
-    """Mean cross-entropy (nats), logits_BK and gradient, `setup.microbatch` images at a time."""
+def moving_average(state: TrainState, weights: dict, decay: float) -> dict:
+    """decay * average + (1 - decay) * weights; at step t no decay above (1 + t) / (10 + t).
 
-    def loss_fn(params: dict, x_bHWC: jax.Array, labels_b: jax.Array, keys_b: jax.Array):
-        logits_bK, _ = apply(setup.model, params, x_bHWC, keys_b)
-        losses_b = optax.softmax_cross_entropy_with_integer_labels(logits_bK, labels_b)
-        return jnp.sum(losses_b) / setup.batch_size, logits_bK
+    So that the average forgets the initial weights in time, however short the run is.
+    """
+    decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return optax.incremental_update(weights, state.ema, 1 - decay)
+
+
+def loss_and_gradient(
+    params: dict,
+    x_BHWC: jax.Array,
+    targets_B: jax.Array,
+    keys_B: jax.Array,
+    setup: Setup,
+    stats: dict | None = None,
+) -> tuple[jax.Array, jax.Array, dict, dict]:
+    """Mean cross-entropy (nats), logits_BK, gradient and new `stats`.
+
+    `setup.microbatch` images at a time: exactly the whole batch's gradient, but that batch
+    normalisation has each piece standardised by itself. The targets are labels, or probabilities
+    of all classes.
+    """
+
+    def loss_fn(params: dict, x_bHWC: jax.Array, targets_b: jax.Array, keys_b: jax.Array):
+        model = nnx.merge(setup.model, nnx.State(join(params, stats or {})))
+        logits_bK, _ = model(x_bHWC, keys_b)
+        loss = jnp.sum(cross_entropy(logits_bK, targets_b)) / setup.batch_size
+        return loss, (logits_bK, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     def add_piece(total, piece):
-        (loss, logits_bK), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *piece)
-        return jax.tree.map(jnp.add, total, (loss, grads)), logits_bK
+        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *piece)
+        return jax.tree.map(jnp.add, total, (loss, grads)), aux
 
     pieces = jax.tree.map(
-        lambda a: a.reshape(-1, setup.microbatch, *a.shape[1:]), (x_BHWC, labels_B, keys_B)
+        lambda a: a.reshape(-1, setup.microbatch, *a.shape[1:]), (x_BHWC, targets_B, keys_B)
     )
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    (loss, grads), logits_PbK = jax.lax.scan(add_piece, zero, pieces)
-    return loss, logits_PbK.reshape(setup.batch_size, -1), grads
+    (loss, grads), (logits_PbK, stats_P) = jax.lax.scan(add_piece, zero, pieces)
+    stats = jax.tree.map(lambda s_P: jnp.mean(s_P, axis=0), stats_P)  # one update a step
+    return loss, logits_PbK.reshape(setup.batch_size, -1), grads, stats
+
+
+def cross_entropy(logits_BK: jax.Array, targets_B: jax.Array) -> jax.Array:
+    """losses_B in nats, to labels_B or to probabilities targets_BK."""
+    if targets_B.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BK, targets_B)
+    return optax.softmax_cross_entropy(logits_BK, targets_B)
 
 
 @partial(jax.jit, static_argnames='setup')
 def evaluate(
-    params: dict, examples: Examples, preprocess: Preprocess, *, setup: Setup
+    weights: dict, examples: Examples, preprocess: Preprocess, *, setup: Setup
 ) -> dict[str, jax.Array]:
-    """Scores every example once: 'loss' (mean, nats) and 'errors' (a count)."""
+    """Scores every example once: 'loss' (mean, nats) and 'errors' (a count).
+
+    `weights` as from `TrainState.weights`; the logits are means over the views of `setup.tta`.
+    """
     n, batch_size = len(examples.labels), setup.eval_batch_size
     positions = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
 
@@ -138,7 +191,7 @@ def evaluate(
         x_BHWC, labels_B = take_batch(
             examples, jnp.minimum(positions_B, n - 1), preprocess, setup.mesh
         )
-        logits_BK, _ = apply(setup.model, params, x_BHWC)
+        logits_BK = score(setup, weights, x_BHWC)
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
         real_B = positions_B < n  # the last batch is filled up with copies that do not count
         wrong_B = real_B & (jnp.argmax(logits_BK, axis=-1) != labels_B)
@@ -148,11 +201,19 @@ def evaluate(
     return {'loss': loss / n, 'errors': errors}
 
 
-def apply(
-    model: nnx.GraphDef, params: dict, x_BHWC: jax.Array, dropout_keys_B: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """The model as a pure function: (logits_BK, class maps_BHWK)."""
-    return nnx.merge(model, nnx.State(params))(x_BHWC, dropout_keys_B)
+def score(setup: Setup, weights: dict, x_BHWC: jax.Array) -> jax.Array:
+    """logits_BK, averaged over the views of `setup.tta`."""
+    if setup.tta == 'none':
+        return apply(setup.model, weights, x_BHWC)[0]
+    logits_VBK = jax.lax.map(
+        lambda view_BHWC: apply(setup.model, weights, view_BHWC)[0], views(x_BHWC, setup.tta)
+    )
+    return jnp.mean(logits_VBK, axis=0)
+
+
+def apply(model: nnx.GraphDef, weights: dict, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The model as a pure function, in evaluation: (logits_BK, class maps_BHWK)."""
+    return nnx.merge(model, nnx.State(weights))(x_BHWC)
 
 
 def example_order(

@@ -26,7 +26,7 @@ class Trained:
     Attributes:
       config: the run's own.
       step: of the checkpoint.
-      model, params: as `nin_jax.step.apply` takes them.
+      model, params: as `nin_jax.step.apply` takes them; params are the state's `weights`.
       preprocess: as fitted for the run.
       class_names: in label order.
       image_shape: height, width, channels it was trained on.
@@ -96,7 +96,7 @@ def load(folder: pathlib.Path, step: int | None = None) -> Trained:
         config,
         int(state.step),
         setup.model,
-        state.params,
+        state.weights,
         fitted,
         tuple(
             meta.get('class_names') or load_split(config, 'test').class_names

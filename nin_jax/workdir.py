@@ -21,7 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from nin_jax.checkpoint import read_json
-from nin_jax.config import flatten
+from nin_jax.config import default_config, flatten
 from nin_jax.errors import CheckpointError, UserError
 from nin_jax.records import write_json
 
@@ -55,11 +55,11 @@ def settle_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -> None:
     """CheckpointError unless two flat configs are the same in all keys that begin with `only`."""
-    if different := [k for k in differences(saved, flat) if k.startswith(only)]:
-        key = different[0]
+    different = {k: v for k, v in differences(saved, flat).items() if k.startswith(only)}
+    if different:
+        key, (one, other) = next(iter(different.items()))
         raise CheckpointError(
-            f"'{workdir}' holds a run with {key}={saved.get(key)!r}, this command says "
-            f'{flat.get(key)!r}'
+            f"'{workdir}' holds a run with {key}={one!r}, this command says {other!r}"
             + (f' (and {len(different) - 1} more keys)' if different[1:] else '')
             + ': repeat its settings, or name another --workdir'
         )
@@ -69,13 +69,19 @@ def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -
 FREE_TO_CHANGE = ('devices', 'data.dir', 'checkpoint.', 'eval.batch_size')
 
 
-def differences(one: dict, other: dict) -> list[str]:
-    """The keys that make two flat configs those of different runs."""
-    return [
-        k
+def differences(one: dict, other: dict) -> dict[str, tuple[object, object]]:
+    """The keys that make two flat configs those of different runs, with both values.
+
+    A config from before a key was there has the key's default.
+    """
+    defaults = jsonable(flatten(default_config()))
+    defaults = {k: v for k, v in defaults.items() if not k.startswith('model.blocks.')}
+    one, other = defaults | one, defaults | other
+    return {
+        k: (one.get(k), other.get(k))
         for k in {**one, **other}
         if one.get(k) != other.get(k) and not k.startswith(FREE_TO_CHANGE)
-    ]
+    }
 
 
 def jsonable(flat: dict) -> dict:

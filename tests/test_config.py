@@ -13,10 +13,10 @@ from nin_jax.errors import ConfigError
 
 VARIANTS = {
     'quickstart': [],
-    'mnist': [],
-    'svhn': [],
-    'cifar10': ['aug', 'nodropout'],
-    'cifar100': ['released'],
+    'mnist': ['modern'],
+    'svhn': ['modern'],
+    'cifar10': ['aug', 'nodropout', 'modern', 'speedrun'],
+    'cifar100': ['released', 'modern'],
     'ablations': ['fc', 'fc_dropout', 'linear', 'maxout'],
     'hinton': ['fc', 'fc_dropout', 'gap'],
 }

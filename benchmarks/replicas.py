@@ -1,0 +1,87 @@
+"""Many seeds at once: replicas of a run in one vmapped program, against one after another.
+
+    python -m benchmarks.replicas --replicas=4
+
+For each network, the same replicas make the same steps both ways, in turns; prints the median of
+the rounds in replica-steps a second, and their ratio. Networks: 'tiny' has 8 channels a layer, on
+MNIST's images; 'quickstart' is the paper's for MNIST. Images are random, batches of 64.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.configs import quickstart
+from nin_jax.config import block, make_plan
+from nin_jax.preprocess import Preprocess
+from nin_jax.run import build, make_mesh
+from nin_jax.step import Examples, train_steps
+
+
+def network(name: str):
+    """(setup, init_state) of a run."""
+    config = quickstart.get_config('')
+    config.dtype = 'bfloat16' if jax.default_backend() == 'gpu' else 'float32'
+    if name == 'tiny':
+        config.model.blocks.mlpconv1 = block((8, 8, 8), kernel=5, pool='max', init_std=())
+        config.model.blocks.mlpconv2 = block((8, 8, 8), kernel=5, pool='max', init_std=())
+        config.model.blocks.mlpconv3 = block((8, 8, 10), kernel=5, init_std=())
+    plan = make_plan(config, 5000, on_cpu=jax.default_backend() == 'cpu')
+    return build(config, plan, make_mesh(1), (28, 28, 1), 10)
+
+
+def measure(name: str, replicas: int, steps: int, rounds: int) -> tuple[float, float]:
+    """Median replica-steps a second: (one after another, together)."""
+    setup, init_state = network(name)
+    rng = np.random.default_rng(0)
+    examples = Examples(
+        jnp.asarray(rng.normal(size=(steps * 64, 28, 28, 1)), jnp.float32),
+        jnp.asarray(rng.integers(0, 10, steps * 64), jnp.int32),
+    )
+    prepared = Preprocess('scale')  # not applied: the images are floats
+    states = [init_state(attempt) for attempt in range(replicas)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    one = jax.jit(
+        lambda state: train_steps(state, examples, prepared, setup=setup, num_steps=steps)[0]
+    )
+    together = jax.jit(jax.vmap(one))
+
+    def one_after_another():
+        return [one(state) for state in states]
+
+    ways = {'sequential': one_after_another, 'vmapped': lambda: together(stacked)}
+    ends = {way: jax.block_until_ready(train()) for way, train in ways.items()}  # compiles
+    for i, end in enumerate(ends['sequential']):  # the same work, or there is nothing to compare
+        for a, b in zip(*map(jax.tree.leaves, (end.params, ends['vmapped'].params)), strict=True):
+            np.testing.assert_allclose(a, b[i], rtol=2e-2, atol=2e-3)
+    seconds = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, train in ways.items():
+            start = time.perf_counter()
+            jax.block_until_ready(train())
+            seconds[way].append(time.perf_counter() - start)
+    rates = [replicas * steps / statistics.median(s) for s in seconds.values()]
+    return rates[0], rates[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument('--replicas', type=int, default=4)
+    parser.add_argument('--steps', type=int, default=4, help='in one dispatch')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--networks', default='tiny,quickstart')
+    args = parser.parse_args()
+    print(f'{jax.devices()[0].device_kind}, {args.replicas} replicas, replica-steps a second')
+    print(f'{"network":12} {"one after another":>18} {"together":>10} {"ratio":>7}')
+    for name in args.networks.split(','):
+        sequential, together = measure(name, args.replicas, args.steps, args.rounds)
+        ratio = together / sequential
+        print(f'{name:12} {sequential:18.2f} {together:10.2f} {ratio:7.2f}', flush=True)
+
+
+if __name__ == '__main__':
+    main()

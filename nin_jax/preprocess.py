@@ -134,7 +134,7 @@ class Preprocess:
                 'whiten_any_size'
             )
         centred_BHWC = global_contrast_normalize(x_BHWC, self.gcn_scale) - self.mean_HWC
-        flat_BD = centred_BHWC.reshape(len(x_BHWC), -1)
+        flat_BD = centred_BHWC.reshape(x_BHWC.shape[0], -1)
         return jnp.matmul(flat_BD, self.whiten_DD, precision=HIGHEST).reshape(x_BHWC.shape)
 
 

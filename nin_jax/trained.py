@@ -42,6 +42,10 @@ class Trained:
     image_shape: tuple[int, int, int]
     stride: int
 
+    def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """The logits_NK alone of `score`."""
+        return self.score(images_NHWC)[0]
+
     def score(self, images_NHWC: np.ndarray, chunk: int = 250) -> tuple[np.ndarray, np.ndarray]:
         """Scores uint8 images, all of one size, whichever it is.
 
@@ -108,7 +112,11 @@ def load(folder: pathlib.Path, step: int | None = None) -> Trained:
 def read_config(folder: pathlib.Path) -> ConfigDict:
     """The config that a run left in its folder; CheckpointError if it is none."""
     path = folder / 'config.json'
-    flat = read_json(path)
+    return config_of(read_json(path), path)
+
+
+def config_of(flat: dict, path: pathlib.Path) -> ConfigDict:
+    """The config that `flat`, read from `path`, stands for; CheckpointError if for none."""
     try:
         config = default_config()
         blocks: dict[str, dict] = {}

@@ -107,10 +107,12 @@ class MLPConv(nnx.Module):
             layers[name] = layer(i, o * block.pieces, k, init_std=std, dtype=dtype, rngs=rngs)
         self.layers = nnx.Dict(layers)
 
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array, taps: dict | None = None) -> jax.Array:
         for name in self.names:
             y_BHWC = self.layers[name](x_BHWC)
             x_BHWC = nnx.relu(y_BHWC) if self.pieces == 1 else maxout(y_BHWC, self.pieces)
+            if taps is not None:
+                taps[name] = x_BHWC
         return x_BHWC
 
 
@@ -173,7 +175,10 @@ class NIN(nnx.Module):
         return ('mlpconvs', name, 'layers', self.mlpconvs[name].names[-1])
 
     def __call__(
-        self, x_BHWC: jax.Array, dropout_keys_B: jax.Array | None = None
+        self,
+        x_BHWC: jax.Array,
+        dropout_keys_B: jax.Array | None = None,
+        taps: dict | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Scores a batch of images: of any size, unless head or a block is bound to one.
 
@@ -181,6 +186,7 @@ class NIN(nnx.Module):
           x_BHWC: preprocessed images, float.
           dropout_keys_B: a PRNG key an image in training, so that what an image drops does not
             depend on those beside it; None for evaluation, without dropout.
+          taps: filled with what each layer puts out, by (block, layer); see `nin_jax.features`.
 
         Returns:
           logits_BK float32, and the class maps_BHWK whose spatial means they are. (The maps before
@@ -191,10 +197,13 @@ class NIN(nnx.Module):
             take.
         """
         for i, block in enumerate(self.blocks, start=1):
-            x_BHWC = POOLS[block.pool](self.mlpconvs[f'mlpconv{i}'](x_BHWC))
-            x_BHWC = dropout(
+            name, inner = f'mlpconv{i}', {}
+            x_BHWC = inner['pool'] = POOLS[block.pool](self.mlpconvs[name](x_BHWC, taps=inner))
+            x_BHWC = inner['drop'] = dropout(
                 x_BHWC, block.dropout, _fold_in(dropout_keys_B, i), mode=self.dropout_mode
             )
+            if taps is not None:
+                taps |= {(name, layer): activations for layer, activations in inner.items()}
         maps_BHWK = x_BHWC
         if self.fc is None:
             return global_average_pooling(maps_BHWK), maps_BHWK

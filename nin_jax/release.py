@@ -26,6 +26,8 @@ from nin_jax.checkpoint import read_json
 from nin_jax.config import flatten, make_plan
 from nin_jax.describe import layer_table
 from nin_jax.errors import CheckpointError, UserError
+from nin_jax.features import layer_names
+from nin_jax.model import Block
 from nin_jax.records import write_json
 from nin_jax.run import build, make_mesh, model_blocks
 from nin_jax.trained import Trained, config_of
@@ -62,7 +64,7 @@ def write(folder: pathlib.Path, trained: Trained, program: bytes, provenance: di
     temporary = folder.with_name(f'{folder.name}.{os.getpid()}.incomplete')
     temporary.mkdir(parents=True)
     try:
-        arrays = named(trained.params, layer_numbers(trained.config)) | {
+        arrays = named(trained.params, _layer_names(trained.config)) | {
             f'{PREPROCESS}{name}': np.asarray(array)
             for name in ('mean_HWC', 'whiten_DD')
             if (array := getattr(trained.preprocess, name)) is not None
@@ -123,7 +125,7 @@ def load(path: str | os.PathLike) -> Trained:
         config,
         content['step'],
         setup.model,
-        _fill(template, arrays, layer_numbers(config), weights),
+        _fill(template, arrays, _layer_names(config), weights),
         fitted,
         class_names,
         shape,
@@ -156,35 +158,28 @@ def _digest(content: dict) -> str:
 # ---- names ----------------------------------------------------------------------------------
 
 
-def layer_numbers(config: ConfigDict) -> dict[tuple[str, str], str]:
-    """(block, layer) of a parameter tree -> the authors' name: conv2, cccp3, ..."""
-    names, cccp = {}, 0
-    for i, row in enumerate(config.model.blocks.values(), start=1):
-        names[f'mlpconv{i}', 'conv'] = f'conv{i}'
-        for j in range(1, len(row.features)):
-            cccp += 1
-            names[f'mlpconv{i}', f'cccp{j}'] = f'cccp{cccp}'
-    return names
+def _layer_names(config: ConfigDict) -> dict[tuple[str, str], str]:
+    return layer_names(tuple(Block(**row) for row in config.model.blocks.values()))
 
 
-def named(tree: dict, numbers: dict[tuple[str, str], str]) -> dict[str, np.ndarray]:
+def named(tree: dict, names: dict[tuple[str, str], str]) -> dict[str, np.ndarray]:
     """A parameter tree as {'conv1.kernel': array, ...}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path, numbers): np.asarray(leaf) for path, leaf in leaves}
+    return {_name(path, names): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _name(path: tuple, numbers: dict[tuple[str, str], str]) -> str:
+def _name(path: tuple, names: dict[tuple[str, str], str]) -> str:
     words = [str(key.key) for key in path]
     if words[0] == 'mlpconvs':  # mlpconvs, block, layers, layer, kernel or bias
-        words = [numbers[words[1], words[3]], *words[4:]]
+        words = [names[words[1], words[3]], *words[4:]]
     return '.'.join(words)
 
 
-def _fill(template: dict, arrays: dict, numbers: dict, path: pathlib.Path) -> dict:
+def _fill(template: dict, arrays: dict, names: dict, path: pathlib.Path) -> dict:
     """The template's tree with `arrays` for its leaves; raises unless they are exactly those."""
 
     def take(key_path: tuple, leaf) -> jax.Array:
-        name = _name(key_path, numbers)
+        name = _name(key_path, names)
         if name not in arrays:
             raise CheckpointError(f"'{path}' lacks {name}, which its config.json asks for")
         array = arrays.pop(name)

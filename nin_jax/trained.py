@@ -15,6 +15,7 @@ from nin_jax.commands import PREPROCESS, restore, settled_preprocess, warn
 from nin_jax.config import block, default_config, make_plan, validate
 from nin_jax.describe import layer_table
 from nin_jax.errors import CheckpointError, ConfigError, UserError
+from nin_jax.features import features
 from nin_jax.run import build, load_split, make_mesh, model_blocks
 from nin_jax.step import apply
 
@@ -58,6 +59,35 @@ class Trained:
         ]
         logits, maps = zip(*jax.device_get(parts), strict=True)
         return np.concatenate(logits), np.concatenate(maps).astype(np.float32)
+
+    def features(
+        self, images_NHWC: np.ndarray, layers: tuple[str, ...] = (), chunk: int = 250
+    ) -> dict[str, np.ndarray]:
+        """What the named layers put out, or all, for uint8 images, all of one size.
+
+        Returns {name: float32 (N, H, W, C)}; the names are those of `nin_jax.features`.
+        """
+        parts = [
+            jax.device_get(
+                _features(
+                    self.params,
+                    self.preprocess,
+                    images_NHWC[i : i + chunk],
+                    self.model,
+                    tuple(layers),
+                )
+            )
+            for i in range(0, len(images_NHWC), chunk)
+        ]
+        return {
+            name: np.concatenate([part[name] for part in parts]).astype(np.float32)
+            for name in parts[0]
+        }
+
+
+@partial(jax.jit, static_argnames=('model', 'layers'))
+def _features(params, fitted, images_BHWC, model, layers):
+    return features(model, params, preprocess_any_size(fitted, images_BHWC), layers)
 
 
 @partial(jax.jit, static_argnames='model')

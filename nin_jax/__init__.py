@@ -4,10 +4,10 @@ __version__ = '0.2.0'
 
 
 def load(path):
-    """Opens a released network: `nin_jax.load('release')(images)` gives class scores.
+    """Opens a trained network: `nin_jax.load('release')(images)` gives class scores.
 
     Args:
-      path: the folder that `experiments.export` wrote, or a file in it.
+      path: the folder that `experiments.export` wrote, or a file in it; or that of a run.
 
     Returns:
       A `nin_jax.trained.Trained`: called with uint8 images_NHWC it gives logits_NK; `score` gives

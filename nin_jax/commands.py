@@ -93,7 +93,7 @@ def resume_and_train(
     with Checkpoints(folder / 'checkpoints', run.config.checkpoint.keep, warn) as checkpoints:
         with distributed.together():
             restored = restore(checkpoints, run.setup, run.init_state, run.preprocess)
-        state = run.init_state(0) if restored is None else restored[0]
+        state = run.start(0) if restored is None else restored[0]
         if restored is not None:
             for part, seconds in restored[1].get('seconds', {}).items():
                 clock.seconds[part] = clock.seconds.get(part, 0.0) + seconds

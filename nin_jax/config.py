@@ -82,12 +82,17 @@ def default_config() -> ConfigDict:
         )
     )
 
+    config.init = ConfigDict()
+    config.init.weights = ''  # a run's folder, or a release's, to take weights from; '' for none
+    config.init.new_head = True  # but not those of the last layer, whose classes may be others
+
     config.optim = ConfigDict()
     config.optim.lr = 0.1
     config.optim.momentum = 0.9
     config.optim.weight_decay = 1e-4  # L2 added to the gradient of weights, never of biases
     config.optim.bias_lr = 2.0  # times lr
     config.optim.last_layer_lr = 0.1  # times lr, for weights and biases of the last layer
+    config.optim.backbone_lr = 1.0  # times lr, for all other layers; 0 freezes them
     config.optim.schedule = 'drops'  # at `drops`, or on a 'plateau' of training error
     config.optim.drops = '200ep 230ep'  # when; 'plateau' takes only their number
     config.optim.drop_factor = 0.1
@@ -164,6 +169,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     'optim.weight_decay': (lambda v: 0 <= v < 1e3, '0 or more'),
     'optim.bias_lr': (lambda v: 0 <= v < 1e3, '0 or more'),
     'optim.last_layer_lr': (lambda v: 0 <= v < 1e3, '0 or more'),
+    'optim.backbone_lr': (lambda v: 0 <= v < 1e3, '0 (frozen) or more'),
     'optim.drop_factor': (lambda v: 0 < v < 1, 'between 0 and 1'),
     'optim.plateau_patience': (lambda v: v >= 1, '1 or more'),
     'train.batch_size': (lambda v: 1 <= v <= 2**20, '1 or more'),

@@ -29,6 +29,14 @@ def layer_names(blocks: tuple[Block, ...]) -> dict[tuple[str, str], str]:
     return names
 
 
+def leaf_name(path: tuple, names: dict[tuple[str, str], str]) -> str:
+    """'conv2.kernel', ... for a leaf's path in a parameter tree; `names` from `layer_names`."""
+    words = [str(key.key) for key in path]
+    if words[0] == 'mlpconvs':  # mlpconvs, block, layers, layer, kernel or bias
+        words = [names[words[1], words[3]], *words[4:]]
+    return '.'.join(words)
+
+
 def features(
     model: nnx.GraphDef, params: dict, x_BHWC: jax.Array, layers: tuple[str, ...] = ()
 ) -> dict[str, jax.Array]:

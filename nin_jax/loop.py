@@ -51,7 +51,7 @@ def train(
                     return Outcome('diverged', attempt, e.step, str(e))
                 attempt += 1
                 records.note(f'{e}; starting over with new weights ({attempt} of {restarts})')
-                state = run.init_state(attempt)
+                state = run.start(attempt)
                 checkpoints.clear()
                 checkpoints.save(0, state, meta, error=None)
                 records.start_over(attempt)

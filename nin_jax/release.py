@@ -26,11 +26,12 @@ from nin_jax.checkpoint import read_json
 from nin_jax.config import flatten, make_plan
 from nin_jax.describe import layer_table
 from nin_jax.errors import CheckpointError, UserError
-from nin_jax.features import layer_names
+from nin_jax.features import layer_names, leaf_name
 from nin_jax.model import Block
 from nin_jax.records import write_json
 from nin_jax.run import build, make_mesh, model_blocks
 from nin_jax.trained import Trained, config_of
+from nin_jax.trained import load as load_run
 from nin_jax.workdir import jsonable
 
 FORMAT = 'nin_jax release 1'
@@ -95,11 +96,15 @@ def write(folder: pathlib.Path, trained: Trained, program: bytes, provenance: di
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(path: str | os.PathLike) -> Trained:
-    """Opens the release in a folder, or the one that a file belongs to; see `nin_jax.load`."""
+def load(path: str | os.PathLike, step: int | None = None) -> Trained:
+    """Opens a release, or a run at `step` (its newest checkpoint if None); see `nin_jax.load`."""
     path = pathlib.Path(path)
     folder = path if path.is_dir() else path.parent
     content = _read_content(folder)
+    if 'format' not in content:
+        return load_run(folder, step)
+    if step not in (None, content['step']):
+        raise CheckpointError(f"'{folder}' is a release of step {content['step']}, not {step}")
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"'{weights}' is missing: get the release again")
@@ -134,17 +139,18 @@ def load(path: str | os.PathLike) -> Trained:
 
 
 def _read_content(folder: pathlib.Path) -> dict:
-    """config.json, checked against its own digest."""
+    """config.json: that of a release checked against its own digest, a run's as it is."""
     path = folder / 'config.json'
     if not path.is_file():
         raise CheckpointError(
-            f"'{folder}' holds no config.json: name the folder that experiments.export wrote"
+            f"'{folder}' holds no config.json: name the folder of a release or of a run"
         )
     content = read_json(path)
+    if isinstance(content, dict) and 'data.name' in content:
+        return content
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         raise CheckpointError(
-            f"'{folder}' is not a release: make one of a run with  python -m experiments.export "
-            f'--workdir={folder} --out=FOLDER'
+            f"'{folder}' holds neither a release that nin_jax {__version__} can read nor a run"
         )
     if content.pop('digest', None) != _digest(content):
         raise CheckpointError(f"'{path}' is damaged or was edited: get the release again")
@@ -165,21 +171,14 @@ def _layer_names(config: ConfigDict) -> dict[tuple[str, str], str]:
 def named(tree: dict, names: dict[tuple[str, str], str]) -> dict[str, np.ndarray]:
     """A parameter tree as {'conv1.kernel': array, ...}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path, names): np.asarray(leaf) for path, leaf in leaves}
-
-
-def _name(path: tuple, names: dict[tuple[str, str], str]) -> str:
-    words = [str(key.key) for key in path]
-    if words[0] == 'mlpconvs':  # mlpconvs, block, layers, layer, kernel or bias
-        words = [names[words[1], words[3]], *words[4:]]
-    return '.'.join(words)
+    return {leaf_name(path, names): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _fill(template: dict, arrays: dict, names: dict, path: pathlib.Path) -> dict:
     """The template's tree with `arrays` for its leaves; raises unless they are exactly those."""
 
     def take(key_path: tuple, leaf) -> jax.Array:
-        name = _name(key_path, names)
+        name = leaf_name(key_path, names)
         if name not in arrays:
             raise CheckpointError(f"'{path}' lacks {name}, which its config.json asks for")
         array = arrays.pop(name)

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nin_jax import datasets, distributed, optim, preprocess
+from nin_jax import datasets, distributed, finetune, optim, preprocess
 from nin_jax.config import Plan, make_plan
 from nin_jax.errors import ConfigError
 from nin_jax.model import NIN, Block
@@ -41,6 +41,10 @@ class Run:
     eval: Examples
     class_names: tuple[str, ...]
     init_state: Callable[[int], TrainState]
+
+    def start(self, attempt: int) -> TrainState:
+        """What training starts from: `init_state`, with the weights of `init.weights` if any."""
+        return finetune.start(self.config, self.setup, self.init_state(attempt))
 
 
 def make_mesh(devices: int) -> jax.sharding.Mesh:

@@ -87,7 +87,7 @@ def test_the_program_is_for_every_platform(released):
 
 def test_one_line_brings_the_same_network_back(workdir, released):
     expected = trained.load(workdir)
-    for path in (released, released / 'model.safetensors', str(released / 'config.json')):
+    for path in (workdir, released, released / 'model.safetensors', str(released / 'config.json')):
         network = nin_jax.load(path)
         np.testing.assert_array_equal(network(images()), expected(images()))
     for ours, theirs in zip(network.score(images()), expected.score(images()), strict=True):
@@ -149,8 +149,9 @@ def flip(path):
         (lambda f: (f / 'model.safetensors').unlink(), 'is missing: get the release again'),
         (lambda f: (f / 'config.json').unlink(), 'holds no config.json'),
         (lambda f: (f / 'config.json').write_text('{"format": "x"'), 'is damaged'),
-        (lambda f: (f / 'config.json').write_text('[]'), 'is not a release'),
-        (lambda f: (f / 'config.json').write_text('{"optim.lr": 0.1}'), 'is not a release'),
+        (lambda f: (f / 'config.json').write_text('[]'), 'holds neither a release'),
+        (lambda f: (f / 'config.json').write_text('{"optim.lr": 0.1}'), 'holds neither a release'),
+        (lambda f: (f / 'config.json').write_text('{"data.name": 3}'), "is not a run's config"),
         (lambda f: flip(f / 'config.json'), 'is damaged'),
     ],
 )

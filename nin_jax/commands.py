@@ -99,7 +99,7 @@ def resume_and_train(
                 clock.seconds[part] = clock.seconds.get(part, 0.0) + seconds
         device = environment['device']
         print(
-            f'{count_parameters(state.params):,} parameters, {len(run.train.labels):,} training '
+            f'{count_parameters(state.params):,} parameters, {len(run.train):,} training '
             f'images, {run.setup.mesh.size} x {device["kind"]}'
             + (f' in {jax.process_count()} processes' if distributed.several() else '')
             + (f', resuming at step {int(state.step):,}' if restored else '')
@@ -163,11 +163,11 @@ def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
         raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, _ = restored
     _, eval_program = loop.programs(run, state, Stopwatch())
-    scores = jax.device_get(eval_program()(state.params, run.eval, run.preprocess))
-    errors, n = int(scores['errors']), len(run.eval.labels)
+    loss, errors = loop.score(run, state.params, eval_program)
+    n = len(run.eval)
     print(
         f'step {int(state.step):,}: {errors:,} of {n:,} wrong on {config.data.name} '
-        f'{config.data.eval}, top-1 error {errors / n:.2%}, loss {float(scores["loss"]):.4f}'
+        f'{config.data.eval}, top-1 error {errors / n:.2%}, loss {loss:.4f}'
     )
     return 0
 
@@ -222,7 +222,7 @@ def summarise(run: Run, outcome: loop.Outcome, lines: list[dict], clock: Stopwat
         'seed': run.config.seed,
         'attempt': attempt,
         'parameters': count_parameters(jax.eval_shape(run.init_state, 0).params),
-        'eval_images': len(run.eval.labels),
+        'eval_images': len(run.eval),
         'seconds': {part: round(s, 2) for part, s in clock.seconds.items()},
         'config': workdir.jsonable(flatten(run.config)),
         **workdir.environment(),

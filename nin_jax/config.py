@@ -15,6 +15,7 @@ from nin_jax.errors import ConfigError, did_you_mean
 
 CHOICES = {
     'dtype': ('float32', 'bfloat16'),
+    'data.residency': ('auto', 'device', 'stream'),
     'optim.schedule': ('drops', 'plateau'),
     'model.dropout_mode': ('inverted', 'convnet'),
     'model.head': ('gap', 'fc'),
@@ -59,6 +60,7 @@ def default_config() -> ConfigDict:
     config.data.eval = 'test'  # splits to report top-1 error on
     config.data.dir = ''  # where `prepare` put the data; '' for TFDS's own default
     config.data.limit = 0  # keep only the first so many examples of either; 0 for all
+    config.data.residency = 'auto'  # all on the 'device', or a 'stream' where that is too small
 
     config.preprocess = ConfigDict()
     config.preprocess.recipe = 'gcn_zca'  # 'scale' (/255), 'gcn_zca' or 'gcn_lcn'

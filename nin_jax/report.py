@@ -20,13 +20,14 @@ from nin_jax.records import duration
 
 COLUMNS = ('epoch', 'train_loss', 'train_error', 'test_loss', 'test_error')
 # These say which experiment a run is, all but how the weights start ...
-IDENTITY = ('data.', 'preprocess.', 'augment.', 'model.')
+IDENTITY = ('data.', 'preprocess.', 'augment.', 'model.', 'init.')
 TRAINING = ('data.limit', 'model.class_bias', 'model.dropout_mode')
 # ... and these change nothing of what it computes, or are told otherwise.
 IRRELEVANT = (
     'seed',
     'devices',
     'data.dir',
+    'data.residency',
     'checkpoint.',
     'eval.',
     'train.steps_per_call',

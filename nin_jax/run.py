@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Callable
 
 import jax
@@ -17,6 +18,7 @@ from nin_jax.config import Plan, make_plan
 from nin_jax.errors import ConfigError
 from nin_jax.model import NIN, Block
 from nin_jax.step import Examples, Setup, TrainState
+from nin_jax.stream import Arrays, Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Run:
       plan: what that comes to, in steps.
       setup: the static argument of the compiled programs.
       preprocess: fitted on the training split, or restored with the run.
-      train, eval: the two splits on the device.
+      train, eval: the two splits: on the device, or streamed to it.
       class_names: in label order.
       init_state: attempt number -> a fresh state, its weights a function of (seed, attempt).
     """
@@ -37,8 +39,8 @@ class Run:
     plan: Plan
     setup: Setup
     preprocess: preprocess.Preprocess
-    train: Examples
-    eval: Examples
+    train: Examples | Stream
+    eval: Examples | Stream
     class_names: tuple[str, ...]
     init_state: Callable[[int], TrainState]
 
@@ -133,7 +135,8 @@ def assemble(
     check_batches(config, mesh)
     train, test = load_split(config, config.data.train), load_split(config, config.data.eval)
     distributed.check_same('images', lambda: digest(train, test))
-    plan = make_plan(config, len(train.labels), is_cpu(mesh))
+    streaming = is_streamed(config, mesh, train, test)
+    plan = make_plan(config, len(train.labels), streaming or is_cpu(mesh))
     fitted = fit(config, train.images)
     setup, init_state = build(config, plan, mesh, train.images.shape[1:], len(train.class_names))
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -142,8 +145,8 @@ def assemble(
         plan,
         setup,
         distributed.place(fitted, replicated),
-        _place(train, fitted, replicated),
-        _place(test, fitted, replicated),
+        _place(train, fitted, setup, streaming),
+        _place(test, fitted, setup, streaming),
         train.class_names,
         init_state,
     )
@@ -222,14 +225,28 @@ def build(
     return setup, jax.jit(init_state, out_shardings=replicated)
 
 
+def is_streamed(config: ConfigDict, mesh: jax.sharding.Mesh, *splits: datasets.Split) -> bool:
+    """Whether the splits stay on the host: `data.residency`, or whether they need half of a
+    device's memory (on a CPU, of the machine's)."""
+    residency, pixel = config.data.residency, 4 if config.preprocess.recipe == 'gcn_zca' else 1
+    needed = sum(pixel * split.images.size for split in splits)
+    stats = mesh.local_devices[0].memory_stats() or {}
+    host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    too_large = needed > stats.get('bytes_limit', host) / 2
+    return residency == 'stream' or (residency == 'auto' and too_large)
+
+
 def _place(
-    split: datasets.Split, fitted: preprocess.Preprocess, sharding: NamedSharding
-) -> Examples:
-    """A split on the device: as uint8, or whitened once where every step would repeat it."""
+    split: datasets.Split, fitted: preprocess.Preprocess, setup: Setup, streaming: bool
+) -> Examples | Stream:
+    """A split as uint8, or whitened once where every step would repeat it."""
     images_NHWC = split.images
     if fitted.recipe == 'gcn_zca':
         images_NHWC = whiten(fitted, images_NHWC)
-    return distributed.place(Examples(images_NHWC, split.labels), sharding)
+    if streaming:
+        return Stream(Arrays(images_NHWC, split.labels), setup)
+    replicated = NamedSharding(setup.mesh, PartitionSpec())
+    return distributed.place(Examples(images_NHWC, split.labels), replicated)
 
 
 def whiten(fitted: preprocess.Preprocess, images_NHWC: np.ndarray, chunk: int = 1000) -> np.ndarray:

@@ -63,7 +63,7 @@ def settle_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 # Where a run computes and what it keeps do not change what it computes.
-FREE_TO_CHANGE = ('devices', 'data.dir', 'checkpoint.', 'eval.batch_size')
+FREE_TO_CHANGE = ('devices', 'data.dir', 'data.residency', 'checkpoint.', 'eval.batch_size')
 
 
 def jsonable(flat: dict) -> dict:

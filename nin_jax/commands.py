@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nin_jax import datasets, distributed, loop, preprocess, workdir
+from nin_jax import datasets, distributed, loop, photos, preprocess, workdir
 from nin_jax.checkpoint import Checkpoints, read_json
 from nin_jax.config import flatten, validate
 from nin_jax.describe import format_table, layer_table
@@ -63,13 +62,13 @@ def settled_preprocess(folder: pathlib.Path) -> preprocess.Preprocess | None:
 
 
 def settle_preprocess(
-    folder: pathlib.Path, config: ConfigDict, images_NHWC: np.ndarray
+    folder: pathlib.Path, config: ConfigDict, train: datasets.Split | photos.Photos
 ) -> preprocess.Preprocess:
     """Fits the run's preprocessing on its first start, on one process; all of them read it."""
     path = folder / PREPROCESS
     with distributed.together():
         if distributed.is_first() and not path.exists():
-            preprocess.save(path, fit_preprocess(config, images_NHWC))
+            preprocess.save(path, fit_preprocess(config, train))
     if not path.exists():
         raise CheckpointError(
             f"'{folder}' is not the same folder for all processes: name a --workdir that they share"

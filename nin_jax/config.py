@@ -19,7 +19,7 @@ CHOICES = {
     'optim.schedule': ('drops', 'plateau'),
     'model.dropout_mode': ('inverted', 'convnet'),
     'model.head': ('gap', 'fc'),
-    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn'),
+    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn', 'mean'),
 }
 POOLS = ('max', 'avg', 'none', 'max_rnorm', 'avg_rnorm')
 
@@ -32,6 +32,7 @@ def block(
     init_std: tuple[float, ...] = (0.05, 0.05, 0.05),
     pieces: int = 1,
     local: bool = False,
+    stride: int = 1,
 ) -> ConfigDict:
     """One row of a layer table; the fields are those of `nin_jax.model.Block`."""
     return ConfigDict(
@@ -43,6 +44,7 @@ def block(
             init_std=init_std,
             pieces=pieces,
             local=local,
+            stride=stride,
         )
     )
 
@@ -63,7 +65,7 @@ def default_config() -> ConfigDict:
     config.data.residency = 'auto'  # all on the 'device', or a 'stream' where that is too small
 
     config.preprocess = ConfigDict()
-    config.preprocess.recipe = 'gcn_zca'  # 'scale' (/255), 'gcn_zca' or 'gcn_lcn'
+    config.preprocess.recipe = 'gcn_zca'  # 'scale' (/255), 'gcn_zca', 'gcn_lcn' or 'mean'
     config.preprocess.gcn_scale = 55.0  # L2 norm of an image after contrast normalisation
     config.preprocess.zca_bias = 0.1  # added to the covariance's eigenvalues
 
@@ -207,6 +209,8 @@ def _validate_block(key: str, row: ConfigDict) -> None:
         raise ConfigError(f'{key}.features={row.features!r}: must be whole numbers, 1 or more')
     if row.kernel < 1 or row.kernel % 2 == 0:
         raise ConfigError(f'{key}.kernel={row.kernel!r}: must be odd, 1 or more')
+    if row.stride < 1 or (row.local and row.stride > 1):
+        raise ConfigError(f'{key}.stride={row.stride!r}: must be 1 or more, and 1 if local')
     if row.pool not in POOLS:
         raise ConfigError(f'{key}.pool={row.pool!r}{did_you_mean(row.pool, POOLS)}')
     if not 0 <= row.dropout < 1:

@@ -39,6 +39,7 @@ class Block:
         initialisation (sqrt(2 / fan-in)). Biases start at zero.
       pieces: 1 for ReLU; above, a maxout unit takes the maximum of so many in its place.
       local: whether the k x k filters are each position's own instead of a convolution's.
+      stride: of the first convolution; above 1, it is not padded.
     """
 
     features: tuple[int, ...]
@@ -48,10 +49,11 @@ class Block:
     init_std: tuple[float, ...] = (0.05, 0.05, 0.05)
     pieces: int = 1
     local: bool = False
+    stride: int = 1
 
 
 class Conv(nnx.Module):
-    """A convolution with bias, stride 1, zero-padded to keep the image's size."""
+    """A convolution with bias, zero-padded to keep the image's size; not padded if it strides."""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Conv(nnx.Module):
         kernel: int,
         *,
         init_std: float | None,
+        stride: int = 1,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -68,11 +71,12 @@ class Conv(nnx.Module):
         )
         self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, in_features, features)))
         self.bias = nnx.Param(jnp.zeros(features))
-        self.dtype = dtype
+        self.stride, self.dtype = stride, dtype
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)
-        y_BHWC = ops.conv2d(x_BHWC.astype(self.dtype), kernel, padding=kernel.shape[0] // 2)
+        padding = kernel.shape[0] // 2 if self.stride == 1 else 0
+        y_BHWC = ops.conv2d(x_BHWC.astype(self.dtype), kernel, stride=self.stride, padding=padding)
         return y_BHWC + self.bias[...].astype(self.dtype)
 
 
@@ -104,6 +108,8 @@ class MLPConv(nnx.Module):
         ):
             own_filters = block.local and name == 'conv'
             layer = partial(LocalConv, size=size) if own_filters else Conv
+            if name == 'conv' and block.stride > 1:
+                layer = partial(Conv, stride=block.stride)
             layers[name] = layer(i, o * block.pieces, k, init_std=std, dtype=dtype, rngs=rngs)
         self.layers = nnx.Dict(layers)
 
@@ -152,7 +158,7 @@ class NIN(nnx.Module):
         mlpconvs, features, size = {}, in_features, image_size
         for i, block in enumerate(blocks, start=1):
             mlpconvs[f'mlpconv{i}'] = MLPConv(features, block, size=size, dtype=dtype, rngs=rngs)
-            features, size = block.features[-1], size and pooled_size(size, block.pool)
+            features, size = block.features[-1], size and block_size(size, block)
         self.mlpconvs = nnx.Dict(mlpconvs)
         self.blocks, self.dropout_mode, self.fc_dropout = blocks, dropout_mode, fc_dropout
         std = blocks[-1].init_std[-1] if blocks[-1].init_std else None
@@ -221,6 +227,18 @@ def global_average_pooling(maps_BHWK: jax.Array) -> jax.Array:
 def pooled_size(size: tuple[int, int], pool: str) -> tuple[int, int]:
     """Height and width of what an entry of POOLS makes of an image of `size`."""
     return jax.eval_shape(POOLS[pool], jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)).shape[1:3]
+
+
+def block_size(size: tuple[int, int], block: Block) -> tuple[int, int]:
+    """Height and width of what a block makes of an image of `size`."""
+    return pooled_size(conv_size(size, block), block.pool)
+
+
+def conv_size(size: tuple[int, int], block: Block) -> tuple[int, int]:
+    """Height and width of what a block's convolutions make of an image of `size`."""
+    if block.stride == 1:
+        return size
+    return tuple((side - block.kernel) // block.stride + 1 for side in size)
 
 
 def _fold_in(keys_B: jax.Array | None, layer: int) -> jax.Array | None:

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nin_jax import datasets, distributed, finetune, optim, preprocess
+from nin_jax import datasets, distributed, finetune, optim, photos, preprocess
 from nin_jax.config import Plan, make_plan
 from nin_jax.errors import ConfigError
 from nin_jax.model import NIN, Block
@@ -103,16 +103,42 @@ def model_blocks(config: ConfigDict, num_classes: int) -> tuple[Block, ...]:
 
 def load_split(config: ConfigDict, splits: str) -> datasets.Split:
     """The named splits on the host, cut to `data.limit`."""
+    if datasets.lookup(config.data.name).resize:
+        return open_split(config, splits).load()
     split = datasets.load(config.data.name, splits, config.data.dir)
     keep = slice(config.data.limit or None)
     return datasets.Split(split.images[keep], split.labels[keep], split.class_names)
 
 
-def fit_preprocess(config: ConfigDict, images_NHWC: np.ndarray) -> preprocess.Preprocess:
-    """The config's preprocessing, fitted to uint8 training images."""
+def open_split(config: ConfigDict, splits: str) -> datasets.Split | photos.Photos:
+    """The named splits, cut to `data.limit`: photographs stay on the disk."""
+    if not datasets.lookup(config.data.name).resize:
+        return load_split(config, splits)
+    if config.data.residency == 'device':
+        raise ConfigError(
+            f"data.residency='device': {config.data.name} is read from the disk as training goes, "
+            "set 'stream' or 'auto'"
+        )
+    return photos.open_split(config.data.name, splits, config.data.dir, config.data.limit)
+
+
+def fit_preprocess(
+    config: ConfigDict, train: datasets.Split | photos.Photos
+) -> preprocess.Preprocess:
+    """The config's recipe, fitted to the training split or, for photographs, known already."""
+    recipe = config.preprocess.recipe
+    if isinstance(train, photos.Photos):
+        if recipe == 'mean':
+            return preprocess.mean_colour(255 * np.array(train.dataset.channel_means))
+        if recipe == 'gcn_zca':
+            raise ConfigError(
+                "preprocess.recipe='gcn_zca': it is fitted to images in memory, and those of "
+                f"{config.data.name} are on the disk: choose 'mean', 'scale' or 'gcn_lcn'"
+            )
+        return preprocess.Preprocess(recipe)
     return preprocess.fit(
-        config.preprocess.recipe,
-        images_NHWC,
+        recipe,
+        train.images,
         zca_bias=config.preprocess.zca_bias,
         gcn_scale=config.preprocess.gcn_scale,
     )
@@ -120,25 +146,27 @@ def fit_preprocess(config: ConfigDict, images_NHWC: np.ndarray) -> preprocess.Pr
 
 def assemble(
     config: ConfigDict,
-    fit: Callable[[ConfigDict, np.ndarray], preprocess.Preprocess] = fit_preprocess,
+    fit: Callable[
+        [ConfigDict, datasets.Split | photos.Photos], preprocess.Preprocess
+    ] = fit_preprocess,
 ) -> Run:
     """Loads the data and builds what a run needs.
 
     Args:
       config: a valid config.
-      fit: (config, training images) -> preprocessing, fitted anew or the run's own.
+      fit: (config, training split) -> preprocessing, fitted anew or the run's own.
 
     Raises:
       ConfigError, DataError: see the functions called.
     """
     mesh = make_mesh(config.devices)
     check_batches(config, mesh)
-    train, test = load_split(config, config.data.train), load_split(config, config.data.eval)
+    train, test = open_split(config, config.data.train), open_split(config, config.data.eval)
     distributed.check_same('images', lambda: digest(train, test))
     streaming = is_streamed(config, mesh, train, test)
-    plan = make_plan(config, len(train.labels), streaming or is_cpu(mesh))
-    fitted = fit(config, train.images)
-    setup, init_state = build(config, plan, mesh, train.images.shape[1:], len(train.class_names))
+    plan = make_plan(config, len(train), streaming or is_cpu(mesh))
+    fitted = fit(config, train)
+    setup, init_state = build(config, plan, mesh, train.like[0], len(train.class_names))
     replicated = NamedSharding(mesh, PartitionSpec())
     return Run(
         config,
@@ -162,10 +190,13 @@ def check_batches(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             )
 
 
-def digest(*splits: datasets.Split) -> str:
-    """SHA-256 over images and labels."""
+def digest(*splits: datasets.Split | photos.Photos) -> str:
+    """SHA-256 over images and labels; of photographs, over their number and classes alone."""
     sha = hashlib.sha256()
     for split in splits:
+        if isinstance(split, photos.Photos):
+            sha.update(repr((len(split), split.class_names)).encode())
+            continue
         sha.update(np.ascontiguousarray(split.images))
         sha.update(np.ascontiguousarray(split.labels))
     return sha.hexdigest()
@@ -225,9 +256,11 @@ def build(
     return setup, jax.jit(init_state, out_shardings=replicated)
 
 
-def is_streamed(config: ConfigDict, mesh: jax.sharding.Mesh, *splits: datasets.Split) -> bool:
+def is_streamed(config: ConfigDict, mesh: jax.sharding.Mesh, *splits) -> bool:
     """Whether the splits stay on the host: `data.residency`, or whether they need half of a
     device's memory (on a CPU, of the machine's)."""
+    if isinstance(splits[0], photos.Photos):
+        return True
     residency, pixel = config.data.residency, 4 if config.preprocess.recipe == 'gcn_zca' else 1
     needed = sum(pixel * split.images.size for split in splits)
     stats = mesh.local_devices[0].memory_stats() or {}
@@ -237,9 +270,14 @@ def is_streamed(config: ConfigDict, mesh: jax.sharding.Mesh, *splits: datasets.S
 
 
 def _place(
-    split: datasets.Split, fitted: preprocess.Preprocess, setup: Setup, streaming: bool
+    split: datasets.Split | photos.Photos,
+    fitted: preprocess.Preprocess,
+    setup: Setup,
+    streaming: bool,
 ) -> Examples | Stream:
     """A split as uint8, or whitened once where every step would repeat it."""
+    if isinstance(split, photos.Photos):
+        return Stream(split, setup)
     images_NHWC = split.images
     if fitted.recipe == 'gcn_zca':
         images_NHWC = whiten(fitted, images_NHWC)

@@ -4,6 +4,7 @@ Which examples a batch holds is `step.example_order`'s answer, a function of (se
 so a stream has no state to save: a run resumes at any step, streamed or not, with the same weights.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -120,7 +121,9 @@ class Order:
 
     def __init__(self, seed: int, attempt: int, num_examples: int):
         self.key, self._num_examples = (attempt << 32) + seed, num_examples
-        self._lock, (self._order_key, *_) = threading.Lock(), random_streams(seed, attempt)
+        self._lock = threading.Lock()
+        with on_host():
+            self._order_key, *_ = random_streams(seed, attempt)
 
     def __call__(self, positions_B: np.ndarray) -> np.ndarray:
         epochs_B, rows_B = np.divmod(positions_B, self._num_examples)
@@ -133,7 +136,16 @@ class Order:
 
     @functools.lru_cache(maxsize=3)  # noqa: B019 - lives as long as the stream it orders
     def _epoch(self, epoch: int) -> np.ndarray:
-        return np.asarray(epoch_order(self._order_key, jnp.int32(epoch), self._num_examples))
+        with on_host():  # the device is busy with the steps before
+            return np.asarray(epoch_order(self._order_key, jnp.int32(epoch), self._num_examples))
+
+
+def on_host() -> contextlib.AbstractContextManager:
+    """Within the block JAX computes on the CPU, where JAX_PLATFORMS has not left that out."""
+    try:
+        return jax.default_device(jax.local_devices(backend='cpu')[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
 
 
 def feed(train: Examples | Stream, attempt: int, first_step: int) -> Callable:

@@ -67,12 +67,11 @@ def final_digest(workdir):
     return json.loads((newest / 'meta' / 'metadata').read_text())['digest']
 
 
-@pytest.mark.parametrize('recipe', ['scale', 'gcn_zca'])
-def test_weights_are_the_same(tmp_path, recipe):
-    """All of the state, bit for bit: weights, momentum, step."""
+def test_weights_are_the_same(tmp_path):
+    """All of the state, bit for bit: weights, momentum, step. With whitening, done on the host."""
     for residency in ('device', 'stream'):
-        changes = {'preprocess.recipe': recipe, 'augment.crop_pad': 2, 'train.duration': '12steps'}
-        config = config_of(residency, **changes)
+        changes = {'preprocess.recipe': 'gcn_zca', 'augment.crop_pad': 2}
+        config = config_of(residency, **changes, **{'train.duration': '12steps'})
         assert commands.train(config, tmp_path / residency, command='') == 0
     assert final_digest(tmp_path / 'device') == final_digest(tmp_path / 'stream')
     errors = [summary(tmp_path / name)['final_error'] for name in ('device', 'stream')]

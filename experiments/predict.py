@@ -16,7 +16,7 @@ from absl import flags
 from experiments import cli
 from nin_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run, or of a release.')
 HEATMAP = flags.DEFINE_string('heatmap', None, 'A .png to write, of what speaks for the class.')
 STEP = flags.DEFINE_integer('step', None, 'Checkpoint to use; the newest if not given.')
 
@@ -28,11 +28,11 @@ def main(argv: list[str]) -> int:
         raise UserError('name a picture, such as photo.png')
     if HEATMAP.value and (len(argv) > 2 or not HEATMAP.value.lower().endswith('.png')):
         raise UserError(f'--heatmap={HEATMAP.value}: must be one .png, for one picture')
-    from nin_jax import commands, looking, photo, trained
+    from nin_jax import commands, looking, photo, release
 
     photos = [photo.read_photo(path) for path in argv[1:]]
     commands.use_compilation_cache()
-    run = trained.load(pathlib.Path(WORKDIR.value), STEP.value)
+    run = release.load(pathlib.Path(WORKDIR.value), STEP.value)
     if HEATMAP.value:
         looking.check_class_maps(run)
     for path, image_HWC in zip(argv[1:], photos, strict=True):

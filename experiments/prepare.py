@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     from nin_jax.datasets import DATASETS, lookup
     from nin_jax.prepare import prepare
 
-    downloadable = [name for name in DATASETS if DATASETS[name].version]
+    downloadable = [name for name, d in DATASETS.items() if d.version and not d.resize]
     names = downloadable if 'all' in argv[1:] else argv[1:]
     if not names:
         raise ConfigError(f'name what to prepare: {", ".join(downloadable)} or all')

@@ -22,7 +22,7 @@ from absl import flags
 from experiments import cli
 from nin_jax.errors import UserError
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run, or of a release.')
 OUT = flags.DEFINE_string('out', None, 'Where to write the pictures; default WORKDIR/pictures.')
 IMAGES = flags.DEFINE_multi_string('images', [], 'A picture of your own; may be given repeatedly.')
 LONGEST = flags.DEFINE_integer(
@@ -43,14 +43,14 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
     if not WORKDIR.value:
         raise UserError('--workdir is missing: name the folder of a run, such as runs/quickstart')
-    from nin_jax import commands, looking, photo, trained
+    from nin_jax import commands, looking, photo, release
     from nin_jax.run import load_split
 
     folder = pathlib.Path(WORKDIR.value)
     out = pathlib.Path(OUT.value) if OUT.value else folder / 'pictures'
     photos = [photo.read_photo(path) for path in IMAGES.value]  # mistakes first
     commands.use_compilation_cache()
-    run = trained.load(folder, STEP.value)
+    run = release.load(folder, STEP.value)
     out.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, picture) -> None:

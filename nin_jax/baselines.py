@@ -88,7 +88,7 @@ class FullyConnected(nnx.Module):
     def __call__(self, maps_BHWC: jax.Array) -> jax.Array:
         """logits_BK, float32."""
         check_size(maps_BHWC, self.size, 'a fully connected head')
-        x_BI = maps_BHWC.reshape(len(maps_BHWC), -1).astype(self.dtype)
+        x_BI = maps_BHWC.reshape(maps_BHWC.shape[0], -1).astype(self.dtype)
         logits_BK = jnp.matmul(
             x_BI, self.kernel[...].astype(self.dtype), preferred_element_type=jnp.float32
         )

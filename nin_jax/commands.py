@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nin_jax import datasets, distributed, loop, preprocess, workdir
+from nin_jax import datasets, distributed, loop, photos, preprocess, workdir
 from nin_jax.checkpoint import Checkpoints, read_json
 from nin_jax.config import flatten, validate
 from nin_jax.describe import format_table, layer_table
@@ -78,13 +77,13 @@ def settled_preprocess(folder: pathlib.Path) -> preprocess.Preprocess | None:
 
 
 def settle_preprocess(
-    folder: pathlib.Path, config: ConfigDict, images_NHWC: np.ndarray
+    folder: pathlib.Path, config: ConfigDict, train: datasets.Split | photos.Photos
 ) -> preprocess.Preprocess:
     """Fits the run's preprocessing on its first start, on one process; all of them read it."""
     path = folder / PREPROCESS
     with distributed.together():
         if distributed.is_first() and not path.exists():
-            preprocess.save(path, fit_preprocess(config, images_NHWC))
+            preprocess.save(path, fit_preprocess(config, train))
     if not path.exists():
         raise CheckpointError(
             f"'{folder}' is not the same folder for all processes: name a --workdir that they share"
@@ -113,13 +112,13 @@ def resume_and_train(
             restored = restore(
                 checkpoints, run.setup, run.init_state, run.preprocess, meta['config']
             )
-        state = run.init_state(0) if restored is None else restored[0]
+        state = run.start(0) if restored is None else restored[0]
         if restored is not None:
             for part, seconds in restored[1].get('seconds', {}).items():
                 clock.seconds[part] = clock.seconds.get(part, 0.0) + seconds
         device = environment['device']
         print(
-            f'{count_parameters(state.params):,} parameters, {len(run.train.labels):,} training '
+            f'{count_parameters(state.params):,} parameters, {len(run.train):,} training '
             f'images, {run.setup.mesh.size} x {device["kind"]}'
             + (f' in {jax.process_count()} processes' if distributed.several() else '')
             + (f', resuming at step {int(state.step):,}' if restored else '')
@@ -208,11 +207,11 @@ def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
         raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, _ = restored
     _, eval_program = loop.programs(run, state, Stopwatch())
-    scores = jax.device_get(eval_program()(state.weights, run.eval, run.preprocess))
-    errors, n = int(scores['errors']), len(run.eval.labels)
+    loss, errors = loop.score(run, state.weights, eval_program)
+    n = len(run.eval)
     print(
         f'step {int(state.step):,}: {errors:,} of {n:,} wrong on {config.data.name} '
-        f'{config.data.eval}, top-1 error {errors / n:.2%}, loss {float(scores["loss"]):.4f}'
+        f'{config.data.eval}, top-1 error {errors / n:.2%}, loss {loss:.4f}'
     )
     return 0
 
@@ -267,7 +266,7 @@ def summarise(run: Run, outcome: loop.Outcome, evals: list[dict], clock: Stopwat
         'seed': run.config.seed,
         'attempt': attempt,
         'parameters': count_parameters(jax.eval_shape(run.init_state, 0).params),
-        'eval_images': len(run.eval.labels),
+        'eval_images': len(run.eval),
         'seconds': {part: round(s, 2) for part, s in clock.seconds.items()},
         'config': workdir.jsonable(flatten(run.config)),
         **workdir.environment(),

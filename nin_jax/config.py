@@ -15,6 +15,7 @@ from nin_jax.errors import ConfigError, did_you_mean
 
 CHOICES = {
     'dtype': ('float32', 'bfloat16'),
+    'data.residency': ('auto', 'device', 'stream'),
     'optim.rule': ('sgd', 'nesterov', 'muon'),
     'optim.schedule': ('drops', 'plateau', 'cosine', 'one_cycle'),
     'model.dropout_mode': ('inverted', 'convnet'),
@@ -22,7 +23,7 @@ CHOICES = {
     'model.norm': ('none', 'batch'),
     'model.class_maps': ('relu', 'linear'),
     'eval.tta': ('none', 'flip', 'shift', 'flip_shift'),
-    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn'),
+    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn', 'mean'),
 }
 POOLS = ('max', 'avg', 'none', 'max_rnorm', 'avg_rnorm')
 
@@ -35,6 +36,7 @@ def block(
     init_std: tuple[float, ...] = (0.05, 0.05, 0.05),
     pieces: int = 1,
     local: bool = False,
+    stride: int = 1,
 ) -> ConfigDict:
     """One row of a layer table; the fields are those of `nin_jax.model.Block`."""
     return ConfigDict(
@@ -46,6 +48,7 @@ def block(
             init_std=init_std,
             pieces=pieces,
             local=local,
+            stride=stride,
         )
     )
 
@@ -63,9 +66,10 @@ def default_config() -> ConfigDict:
     config.data.eval = 'test'  # splits to report top-1 error on
     config.data.dir = ''  # where `prepare` put the data; '' for TFDS's own default
     config.data.limit = 0  # keep only the first so many examples of either; 0 for all
+    config.data.residency = 'auto'  # all on the 'device', or a 'stream' where that is too small
 
     config.preprocess = ConfigDict()
-    config.preprocess.recipe = 'gcn_zca'  # 'scale' (/255), 'gcn_zca' or 'gcn_lcn'
+    config.preprocess.recipe = 'gcn_zca'  # 'scale' (/255), 'gcn_zca', 'gcn_lcn' or 'mean'
     config.preprocess.gcn_scale = 55.0  # L2 norm of an image after contrast normalisation
     config.preprocess.zca_bias = 0.1  # added to the covariance's eigenvalues
 
@@ -92,6 +96,10 @@ def default_config() -> ConfigDict:
         )
     )
 
+    config.init = ConfigDict()
+    config.init.weights = ''  # a run's folder, or a release's, to take weights from; '' for none
+    config.init.new_head = True  # but not those of the last layer, whose classes may be others
+
     config.optim = ConfigDict()
     config.optim.rule = 'sgd'  # or 'nesterov', or 'muon', with Adam for the biases
     config.optim.lr = 0.1
@@ -99,9 +107,9 @@ def default_config() -> ConfigDict:
     config.optim.weight_decay = 1e-4  # L2 added to the gradient of weights, never of biases
     config.optim.bias_lr = 2.0  # times lr
     config.optim.last_layer_lr = 0.1  # times lr, for weights and biases of the last layer
-    config.optim.schedule = (
-        'drops'  # at `drops`; on a 'plateau' of training error; see schedules.py
-    )
+    config.optim.backbone_lr = 1.0  # times lr, for all other layers; 0 freezes them
+    # At `drops`, or on a 'plateau' of training error, or 'cosine', 'one_cycle'; see schedules.py.
+    config.optim.schedule = 'drops'
     config.optim.warmup = '0%'  # how long 'cosine' and 'one_cycle' take to rise to lr
     config.optim.drops = '200ep 230ep'  # when; 'plateau' takes only their number
     config.optim.drop_factor = 0.1
@@ -118,7 +126,7 @@ def default_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.every = '1ep'
-    config.eval.batch_size = 0  # 0: 16 on one CPU, else 64 a device
+    config.eval.batch_size = 0  # 0: 16 on one CPU, 64 on each of several, 512 on others
     config.eval.tta = 'none'  # average the logits of 'flip', 'shift' or 'flip_shift' views
 
     config.checkpoint = ConfigDict()
@@ -184,6 +192,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     'optim.weight_decay': (lambda v: 0 <= v < 1e3, '0 or more'),
     'optim.bias_lr': (lambda v: 0 <= v < 1e3, '0 or more'),
     'optim.last_layer_lr': (lambda v: 0 <= v < 1e3, '0 or more'),
+    'optim.backbone_lr': (lambda v: 0 <= v < 1e3, '0 (frozen) or more'),
     'optim.drop_factor': (lambda v: 0 < v < 1, 'between 0 and 1'),
     'optim.plateau_patience': (lambda v: v >= 1, '1 or more'),
     'train.batch_size': (lambda v: 1 <= v <= 2**20, '1 or more'),
@@ -230,6 +239,8 @@ def _validate_block(key: str, row: ConfigDict) -> None:
         raise ConfigError(f'{key}.features={row.features!r}: must be whole numbers, 1 or more')
     if row.kernel < 1 or row.kernel % 2 == 0:
         raise ConfigError(f'{key}.kernel={row.kernel!r}: must be odd, 1 or more')
+    if row.stride < 1 or (row.local and row.stride > 1):
+        raise ConfigError(f'{key}.stride={row.stride!r}: must be 1 or more, and 1 if local')
     if row.pool not in POOLS:
         raise ConfigError(f'{key}.pool={row.pool!r}{did_you_mean(row.pool, POOLS)}')
     if not 0 <= row.dropout < 1:

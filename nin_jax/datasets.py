@@ -27,6 +27,9 @@ class Dataset:
       channel_means: published mean of each channel of part 'train', pixels in 0..1, 4 decimals.
       held_out: the validation images: an int is that many last images of 'train'; a dict is that
         many first images of each class of those parts.
+      resize: 0, or: these are photographs of many sizes, read from the disk as training goes (see
+        photos.py), each scaled to so many pixels along its shorter side, and cut to image_shape.
+      test_part: what TFDS calls the part that split 'test' is made of; for photographs only.
     """
 
     version: str
@@ -35,6 +38,8 @@ class Dataset:
     examples: dict[str, int]
     channel_means: tuple[float, ...]
     held_out: int | dict[str, int]
+    resize: int = 0
+    test_part: str = 'test'
 
     @property
     def training_parts(self) -> tuple[str, ...]:
@@ -75,6 +80,17 @@ DATASETS: dict[str, Dataset] = {
         channel_means=(0.5071, 0.4865, 0.4409),
         held_out=10_000,
     ),
+    # The test set's labels were never published: errors are reported on the validation images.
+    'imagenet2012': Dataset(
+        version='5.1.0',
+        num_classes=1000,
+        image_shape=(224, 224, 3),
+        examples={'train': 1_281_167, 'test': 50_000},
+        channel_means=(0.485, 0.456, 0.406),
+        held_out=10_000,
+        resize=256,
+        test_part='validation',
+    ),
     # Every 11th training and every 10th test image of MNIST; see assets/README.md.
     'mnist_subset': Dataset(
         version='',
@@ -95,6 +111,14 @@ class Split:
     labels: np.ndarray
     class_names: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def like(self) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype of an image."""
+        return self.images.shape[1:], self.images.dtype
+
 
 def load(name: str, splits: str, data_dir: str = '') -> Split:
     """Loads one split, or several joined by '+', into memory.
@@ -112,7 +136,11 @@ def load(name: str, splits: str, data_dir: str = '') -> Split:
       DataError: the dataset is not prepared in `data_dir`, or its files are damaged.
     """
     dataset = lookup(name)
-    wanted = _parse_splits(splits)
+    if dataset.resize:
+        from nin_jax import photos  # which imports this
+
+        return photos.open_split(name, splits, data_dir).load()
+    wanted = parse_splits(splits)
     parts = ['test'] if 'test' in wanted else []
     if {'train', 'valid'} & set(wanted):
         parts += dataset.training_parts
@@ -139,7 +167,7 @@ def count(name: str, splits: str) -> int:
     """
     dataset = lookup(name)
     total = 0
-    for split in _parse_splits(splits):
+    for split in parse_splits(splits):
         if split == 'test':
             total += dataset.examples['test']
         for part in dataset.training_parts if split != 'test' else ():
@@ -158,7 +186,8 @@ def lookup(name: str) -> Dataset:
     return DATASETS[name]
 
 
-def _parse_splits(splits: str) -> list[str]:
+def parse_splits(splits: str) -> list[str]:
+    """The splits that a '+' joins; ConfigError for one that there is not, or twice."""
     wanted = splits.split('+')
     for split in wanted:
         if split not in SPLITS:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from nin_jax.model import Block, pooled_size
+from nin_jax.model import Block, conv_size, pooled_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,8 @@ def layer_table(
             kernel = 1 if j else block.kernel
             cccp += j > 0
             field += (kernel - 1) * stride
+            if j == 0:
+                (height, width), stride = conv_size((height, width), block), stride * block.stride
             filters = features * block.pieces
             weights = kernel * kernel * channels * filters
             local = block.local and j == 0  # each position has weights and biases of its own

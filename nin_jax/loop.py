@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 
@@ -11,7 +12,8 @@ from nin_jax.checkpoint import Checkpoints
 from nin_jax.interrupt import Interrupt
 from nin_jax.records import Records, Stopwatch
 from nin_jax.run import Run
-from nin_jax.step import TrainState, evaluate, train_steps
+from nin_jax.step import Batches, Examples, TrainState, evaluate, train_steps
+from nin_jax.stream import Stream, feed
 
 
 class DivergedError(Exception):
@@ -51,7 +53,7 @@ def train(
                     return Outcome('diverged', attempt, e.step, str(e))
                 attempt += 1
                 records.note(f'{e}; starting over with new weights ({attempt} of {restarts})')
-                state = run.init_state(attempt)
+                state = run.start(attempt)
                 checkpoints.clear()
                 checkpoints.save(0, state, meta | {'metrics': records.sync()}, error=None)
                 records.start_over(attempt)
@@ -68,14 +70,17 @@ def _attempt(
 ) -> Outcome:
     plan, step, attempt = run.plan, int(state.step), int(state.attempt)
     train_program, eval_program = programs(run, state, clock)
+    next_batches = feed(run.train, attempt, step)
     unread: list[tuple[int, dict]] = []
     while step < plan.total_steps:
         num_steps = min(plan.steps_per_call - step % plan.steps_per_call, plan.total_steps - step)
+        with clock('data'):
+            examples = next_batches(num_steps)
         program = train_program(num_steps)
         evaluating = plan.is_due(step + num_steps, plan.eval_every)
         saving = plan.is_due(step + num_steps, plan.checkpoint_every)
         with clock('train'):
-            state, metrics = program(state, run.train, run.preprocess)
+            state, metrics = program(state, examples, run.preprocess)
             step += num_steps
             stopping = distributed.anyone(interrupt.requested)
         unread.append((step, metrics))
@@ -89,11 +94,11 @@ def _attempt(
             settle(run, records, end, metrics)
         error = None
         if evaluating:
-            program = eval_program()
+            eval_program()  # compiled before the clock starts
             with clock('eval'):
-                scores = jax.device_get(program(state.weights, run.eval, run.preprocess))
-            error = int(scores['errors']) / len(run.eval.labels)
-            records.eval(step, float(scores['loss']), error, int(scores['errors']))
+                loss, errors = score(run, state.weights, eval_program)
+            error = errors / len(run.eval)
+            records.eval(step, loss, error, errors)
         if saving or stopping:
             with clock('checkpoint'):
                 known = {'seconds': dict(clock.seconds), 'metrics': records.sync()}
@@ -121,21 +126,41 @@ def settle(run: Run, records: Records, step: int, metrics: dict) -> None:
         )
 
 
+def score(run: Run, params: dict, eval_program: Callable) -> tuple[float, int]:
+    """Mean cross-entropy (nats) and number of errors over the evaluation split."""
+    loss, errors = 0.0, 0
+    for part in [run.eval] if isinstance(run.eval, Examples) else run.eval.parts():
+        scores = jax.device_get(eval_program(len(part))(params, part, run.preprocess))
+        loss += float(scores['loss']) * len(part)
+        errors += int(scores['errors'])
+    return loss / len(run.eval), errors
+
+
 def programs(run: Run, state: TrainState, clock: Stopwatch):
-    """Functions that compile, once each: num_steps -> training program; () -> evaluation."""
+    """Functions that compile, once each: num_steps -> training program; number of examples, or
+    none for the most that are scored in one dispatch -> evaluation."""
 
     @functools.cache
     def train_program(num_steps: int):
+        examples = run.train
+        if isinstance(examples, Stream):
+            examples = Batches(*examples.like(num_steps, run.setup.batch_size))
         with clock('compile'):
             return train_steps.lower(
-                state_like, run.train, run.preprocess, setup=run.setup, num_steps=num_steps
+                state_like, examples, run.preprocess, setup=run.setup, num_steps=num_steps
             ).compile()
 
+    def eval_program(count: int = 0):
+        return compiled_eval(count or getattr(run.eval, 'eval_size', len(run.eval)))
+
     @functools.cache
-    def eval_program():
+    def compiled_eval(count: int):
+        examples = run.eval
+        if isinstance(examples, Stream):
+            examples = Examples(*examples.like(count))
         with clock('compile'):
             return evaluate.lower(
-                state_like.weights, run.eval, run.preprocess, setup=run.setup
+                state_like.weights, examples, run.preprocess, setup=run.setup
             ).compile()
 
     state_like = abstract(state)

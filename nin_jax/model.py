@@ -39,6 +39,7 @@ class Block:
         initialisation (sqrt(2 / fan-in)). Biases start at zero.
       pieces: 1 for ReLU; above, a maxout unit takes the maximum of so many in its place.
       local: whether the k x k filters are each position's own instead of a convolution's.
+      stride: of the first convolution; above 1, it is not padded.
     """
 
     features: tuple[int, ...]
@@ -48,10 +49,11 @@ class Block:
     init_std: tuple[float, ...] = (0.05, 0.05, 0.05)
     pieces: int = 1
     local: bool = False
+    stride: int = 1
 
 
 class Conv(nnx.Module):
-    """A convolution with bias, stride 1, zero-padded to keep the image's size.
+    """A convolution with bias, zero-padded to keep the image's size; not padded if it strides.
 
     With batch normalisation, each channel is standardised before the bias is added, in training
     over the batch at hand, else by running averages of what training saw. The bias is its shift,
@@ -65,6 +67,7 @@ class Conv(nnx.Module):
         kernel: int,
         *,
         init_std: float | None,
+        stride: int = 1,
         batch_norm: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -79,11 +82,12 @@ class Conv(nnx.Module):
             if batch_norm
             else None
         )
-        self.dtype = dtype
+        self.stride, self.dtype = stride, dtype
 
     def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)
-        y_BHWC = ops.conv2d(x_BHWC.astype(self.dtype), kernel, padding=kernel.shape[0] // 2)
+        padding = kernel.shape[0] // 2 if self.stride == 1 else 0
+        y_BHWC = ops.conv2d(x_BHWC.astype(self.dtype), kernel, stride=self.stride, padding=padding)
         if self.norm is not None:
             y_BHWC = self.norm(y_BHWC.astype(jnp.float32), use_running_average=not training)
         # Added in float32: the bias's gradient is a sum over all positions, too long for bfloat16.
@@ -123,10 +127,14 @@ class MLPConv(nnx.Module):
             own_filters = block.local and name == 'conv'
             norm = batch_norm and not (class_maps and name == self.names[-1])
             layer = partial(LocalConv, size=size) if own_filters else partial(Conv, batch_norm=norm)
+            if name == 'conv' and block.stride > 1:
+                layer = partial(layer, stride=block.stride)
             layers[name] = layer(i, o * block.pieces, k, init_std=std, dtype=dtype, rngs=rngs)
         self.layers = nnx.Dict(layers)
 
-    def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
+    def __call__(
+        self, x_BHWC: jax.Array, training: bool = False, taps: dict | None = None
+    ) -> jax.Array:
         for name in self.names:
             y_BHWC = self.layers[name](x_BHWC, training)
             if self.pieces > 1:
@@ -135,6 +143,8 @@ class MLPConv(nnx.Module):
                 x_BHWC = y_BHWC
             else:
                 x_BHWC = nnx.relu(y_BHWC)
+            if taps is not None:
+                taps[name] = x_BHWC
         return x_BHWC
 
 
@@ -186,7 +196,7 @@ class NIN(nnx.Module):
                 dtype=dtype,
                 rngs=rngs,
             )
-            features, size = block.features[-1], size and pooled_size(size, block.pool)
+            features, size = block.features[-1], size and block_size(size, block)
         self.mlpconvs = nnx.Dict(mlpconvs)
         self.blocks, self.dropout_mode, self.fc_dropout = blocks, dropout_mode, fc_dropout
         std = blocks[-1].init_std[-1] if blocks[-1].init_std else None
@@ -209,7 +219,10 @@ class NIN(nnx.Module):
         return ('mlpconvs', name, 'layers', self.mlpconvs[name].names[-1])
 
     def __call__(
-        self, x_BHWC: jax.Array, dropout_keys_B: jax.Array | None = None
+        self,
+        x_BHWC: jax.Array,
+        dropout_keys_B: jax.Array | None = None,
+        taps: dict | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Scores a batch of images: of any size, unless head or a block is bound to one.
 
@@ -218,6 +231,7 @@ class NIN(nnx.Module):
           dropout_keys_B: a PRNG key an image in training, so that what an image drops does not
             depend on those beside it; None for evaluation, without dropout. (Batch normalisation
             makes its scores depend on the batch all the same, in training.)
+          taps: filled with what each layer puts out, by (block, layer); see `nin_jax.features`.
 
         Returns:
           logits_BK float32, and the class maps_BHWK whose spatial means they are. (The maps before
@@ -229,10 +243,14 @@ class NIN(nnx.Module):
         """
         training = dropout_keys_B is not None
         for i, block in enumerate(self.blocks, start=1):
-            x_BHWC = POOLS[block.pool](self.mlpconvs[f'mlpconv{i}'](x_BHWC, training))
-            x_BHWC = dropout(
+            name, inner = f'mlpconv{i}', {}
+            x_BHWC = self.mlpconvs[name](x_BHWC, training, taps=inner)
+            x_BHWC = inner['pool'] = POOLS[block.pool](x_BHWC)
+            x_BHWC = inner['drop'] = dropout(
                 x_BHWC, block.dropout, _fold_in(dropout_keys_B, i), mode=self.dropout_mode
             )
+            if taps is not None:
+                taps |= {(name, layer): activations for layer, activations in inner.items()}
         maps_BHWK = x_BHWC
         if self.fc is None:
             return global_average_pooling(maps_BHWK), maps_BHWK
@@ -250,6 +268,18 @@ def global_average_pooling(maps_BHWK: jax.Array) -> jax.Array:
 def pooled_size(size: tuple[int, int], pool: str) -> tuple[int, int]:
     """Height and width of what an entry of POOLS makes of an image of `size`."""
     return jax.eval_shape(POOLS[pool], jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)).shape[1:3]
+
+
+def block_size(size: tuple[int, int], block: Block) -> tuple[int, int]:
+    """Height and width of what a block makes of an image of `size`."""
+    return pooled_size(conv_size(size, block), block.pool)
+
+
+def conv_size(size: tuple[int, int], block: Block) -> tuple[int, int]:
+    """Height and width of what a block's convolutions make of an image of `size`."""
+    if block.stride == 1:
+        return size
+    return tuple((side - block.kernel) // block.stride + 1 for side in size)
 
 
 def _fold_in(keys_B: jax.Array | None, layer: int) -> jax.Array | None:
@@ -271,5 +301,6 @@ def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, *, mode: str) -
 
 
 def count_parameters(params: dict) -> int:
-    """Number of scalars in a parameter tree."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    """Number of scalars in a tree that training learns: batch normalisation's averages are none."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(leaf.size for path, leaf in leaves if path[-2].key != 'norm')

@@ -35,7 +35,7 @@ def make_optimiser(
 
     def multiplier(path: tuple, _) -> float:
         names = tuple(key.key for key in path)
-        return (config.last_layer_lr if names[:-1] == last_layer else 1.0) * (
+        return (config.last_layer_lr if names[:-1] == last_layer else config.backbone_lr) * (
             config.bias_lr if names[-1] == 'bias' else 1.0
         )
 

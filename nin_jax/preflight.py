@@ -24,7 +24,7 @@ from nin_jax.describe import layer_table
 from nin_jax.errors import UserError
 from nin_jax.preprocess import Preprocess
 from nin_jax.run import build, check_batches, is_cpu, make_mesh, mesh_of, model_blocks
-from nin_jax.step import Examples, Setup, TrainState, train_steps
+from nin_jax.step import Batches, Examples, Setup, TrainState, train_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +140,17 @@ def report(config: ConfigDict, topology: str) -> Report:
     check_batches(config, mesh)
     dataset = datasets.lookup(config.data.name)
     images, test = (count(config, splits) for splits in (config.data.train, config.data.eval))
-    plan = make_plan(config, images, is_cpu(mesh))
+    streamed = dataset.resize > 0 or config.data.residency == 'stream'
+    plan = make_plan(config, images, streamed or is_cpu(mesh))
     setup, init_state = build(config, plan, mesh, dataset.image_shape, dataset.num_classes)
 
     replicated = NamedSharding(mesh, PartitionSpec())
     start = time.perf_counter()
     compiled = compile_steps(
         jax.eval_shape(init_state, 0),
-        abstract_examples(config, images),
+        abstract_batches(config, setup, plan)
+        if streamed
+        else on(replicated, abstract_examples(config, images)),
         abstract_preprocess(config),
         setup,
         plan.steps_per_call,
@@ -175,7 +178,7 @@ def report(config: ConfigDict, topology: str) -> Report:
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        test_images=resident_bytes(abstract_examples(config, test), replicated),
+        test_images=0 if streamed else resident_bytes(abstract_examples(config, test), replicated),
         memory=chip.memory,
         model_flops=6.0 * sum(row.macs for row in rows) * config.train.batch_size,
         flops=flops,
@@ -197,14 +200,14 @@ def count(config: ConfigDict, splits: str) -> int:
 
 def compile_steps(
     state: TrainState,
-    examples: Examples,
+    examples: Examples | Batches,
     preprocess: Preprocess,
     setup: Setup,
     num_steps: int,
     sharding: NamedSharding,
 ):
     """The training program for arguments of these shapes, compiled for the mesh of `sharding`."""
-    state, examples, preprocess = on(sharding, (state, examples, preprocess))
+    state, preprocess = on(sharding, (state, preprocess))
     lowered = train_steps.lower(state, examples, preprocess, setup=setup, num_steps=num_steps)
     try:
         return lowered.compile()
@@ -229,10 +232,28 @@ def abstract_examples(config: ConfigDict, images: int) -> Examples:
     )
 
 
+def abstract_batches(config: ConfigDict, setup: Setup, plan: Plan) -> Batches:
+    """The shapes of what a stream brings to the device for one call."""
+    one = abstract_examples(config, config.train.batch_size)
+    sharding = NamedSharding(setup.mesh, PartitionSpec(None, 'data'))
+    return on(
+        sharding,
+        Batches(
+            *(
+                jax.ShapeDtypeStruct((plan.steps_per_call, *part.shape), part.dtype)
+                for part in (one.images, one.labels)
+            )
+        ),
+    )
+
+
 def abstract_preprocess(config: ConfigDict) -> Preprocess:
+    shape = datasets.lookup(config.data.name).image_shape
+    if config.preprocess.recipe == 'mean':
+        colour = jax.ShapeDtypeStruct(shape[-1:], jnp.float32)
+        return Preprocess('mean', mean_HWC=colour)
     if config.preprocess.recipe != 'gcn_zca':
         return Preprocess(config.preprocess.recipe)
-    shape = datasets.lookup(config.data.name).image_shape
     size = math.prod(shape)
     return Preprocess(
         'gcn_zca',

@@ -36,6 +36,10 @@ def prepare(name: str, data_dir: str = '', archives_dir: str = '') -> None:
         print(f'{name} ships with the code: nothing to prepare')
         return
     root = cache.data_root(data_dir)
+    if dataset.resize:
+        raise DataError(
+            f'{name} is read as it is, from {root / name}: nin_jax/photos.py says which folders'
+        )
     if cache.prepared(name, dataset, root):
         print(f'{name} is already prepared in {root}')
     else:

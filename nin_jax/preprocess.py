@@ -8,6 +8,7 @@ Recipes (pylearn2, scripts/papers/maxout and scripts/datasets):
     scale     pixel / 255                                             MNIST
     gcn_zca   global contrast normalisation to norm 55, then ZCA      CIFAR-10, CIFAR-100
     gcn_lcn   global, then local contrast normalisation               SVHN
+    mean      less the training images' mean colour                   ImageNet (Caffe; not fitted)
 """
 
 import contextlib
@@ -25,7 +26,7 @@ import numpy as np
 
 from nin_jax.errors import CheckpointError, ConfigError, DataError
 
-RECIPES = ('scale', 'gcn_zca', 'gcn_lcn')
+RECIPES = ('scale', 'gcn_zca', 'gcn_lcn', 'mean')
 HIGHEST = jax.lax.Precision.HIGHEST  # TF32 would keep 3 digits of a whitened pixel
 
 
@@ -113,17 +114,19 @@ class Preprocess:
 
     recipe: str = dataclasses.field(metadata={'static': True})
     gcn_scale: float = dataclasses.field(default=55.0, metadata={'static': True})  # gcn_zca's
-    mean_HWC: jax.Array | np.ndarray | None = None  # gcn_zca's, float32
+    mean_HWC: jax.Array | np.ndarray | None = None  # gcn_zca's and mean's (1, 1, C), float32
     whiten_DD: jax.Array | np.ndarray | None = None  # gcn_zca's, float32, D = H*W*C
 
     def __call__(self, images_BHWC):
         """Images of values 0..255 -> float32 (B, H, W, C).
 
-        `scale` and `gcn_lcn` take any H and W; `gcn_zca` the fitted size (else DataError).
+        `scale`, `gcn_lcn` and `mean` take any H and W; `gcn_zca` the fitted size (else DataError).
         """
         x_BHWC = _as_float(images_BHWC)
         if self.recipe == 'scale':
             return x_BHWC / 255
+        if self.recipe == 'mean':
+            return x_BHWC - self.mean_HWC
         if self.recipe == 'gcn_lcn':
             return local_contrast_normalize(global_contrast_normalize(x_BHWC, scale=1.0))
         _check_recipe(self.recipe)
@@ -134,14 +137,14 @@ class Preprocess:
                 'whiten_any_size'
             )
         centred_BHWC = global_contrast_normalize(x_BHWC, self.gcn_scale) - self.mean_HWC
-        flat_BD = centred_BHWC.reshape(len(x_BHWC), -1)
+        flat_BD = centred_BHWC.reshape(x_BHWC.shape[0], -1)
         return jnp.matmul(flat_BD, self.whiten_DD, precision=HIGHEST).reshape(x_BHWC.shape)
 
 
 def fit(
     recipe: str, images_NHWC: np.ndarray, *, zca_bias: float = 0.1, gcn_scale: float = 55.0
 ) -> Preprocess:
-    """Fits a recipe to uint8 training images; only gcn_zca looks at them or at the two options.
+    """Fits a recipe to uint8 training images; gcn_zca and mean look at them, the former at options.
 
     Raises ConfigError for an unknown recipe or an option that is not above 0, DataError for
     images that are not a non-empty uint8 (N, H, W, C).
@@ -155,9 +158,16 @@ def fit(
             f'images are {images_NHWC.dtype} of shape {images_NHWC.shape}: preprocessing is '
             'fitted to uint8 images of shape (N, H, W, C)'
         )
+    if recipe == 'mean':
+        return mean_colour(images_NHWC.mean((0, 1, 2)))
     if recipe != 'gcn_zca':
         return Preprocess(recipe)
     return Preprocess(recipe, float(gcn_scale), *fit_zca(images_NHWC, gcn_scale, zca_bias))
+
+
+def mean_colour(mean_C) -> Preprocess:
+    """Recipe 'mean' for a mean colour, in 0..255, that is known already."""
+    return Preprocess('mean', mean_HWC=np.asarray(mean_C, np.float32)[None, None])
 
 
 def whiten_any_size(preprocess: Preprocess, images_BHWC):
@@ -220,8 +230,9 @@ def save(path: str | os.PathLike, preprocess: Preprocess) -> None:
     path = Path(path)
     arrays = {'recipe': preprocess.recipe, 'gcn_scale': np.float64(preprocess.gcn_scale)}
     arrays['digest'] = digest(preprocess)
-    if preprocess.recipe == 'gcn_zca':
-        arrays |= {'mean_HWC': preprocess.mean_HWC, 'whiten_DD': preprocess.whiten_DD}
+    for name in ('mean_HWC', 'whiten_DD'):
+        if getattr(preprocess, name) is not None:
+            arrays[name] = getattr(preprocess, name)
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,6 +278,8 @@ _DAMAGE = (
 def _fits_together(preprocess):
     """A right digest is not enough: save() signs whatever it is given."""
     mean, whiten = preprocess.mean_HWC, preprocess.whiten_DD
+    if preprocess.recipe == 'mean':
+        return mean is not None and mean.shape[:-1] == (1, 1) and whiten is None
     if preprocess.recipe != 'gcn_zca':
         return preprocess.recipe in RECIPES and mean is None and whiten is None
     return (

@@ -37,12 +37,12 @@ def import_caffemodel(config: ConfigDict, caffemodel: pathlib.Path, folder: path
             raise UserError(f"'{folder}' holds a run already: name another --workdir")
         with clock('data'):
             train = load_split(config, config.data.train)
-            fitted = fit_preprocess(config, train.images)
+            fitted = fit_preprocess(config, train)
         mesh = make_mesh(1)
         plan = make_plan(config, len(train.labels), is_cpu(mesh))
         _, init_state = build(config, plan, mesh, train.images.shape[1:], len(train.class_names))
         state = init_state(0)
-        state = dataclasses.replace(state, params=fill(state.params, layers))
+        state = state.starting_from(fill(state.params, layers))
 
         meta = {
             'config': workdir.jsonable(flatten(config)),

@@ -21,7 +21,7 @@ from nin_jax.records import duration
 
 COLUMNS = ('epoch', 'train_loss', 'train_error', 'test_loss', 'test_error')
 # These say which experiment a run is, all but how the weights start ...
-IDENTITY = ('data.', 'preprocess.', 'augment.', 'model.')
+IDENTITY = ('data.', 'preprocess.', 'augment.', 'model.', 'init.')
 TRAINING = (
     'data.limit',
     'model.class_bias',
@@ -38,6 +38,7 @@ IRRELEVANT = (
     'seed',
     'devices',
     'data.dir',
+    'data.residency',
     'checkpoint.',
     'eval.every',
     'eval.batch_size',

@@ -13,12 +13,13 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nin_jax import datasets, distributed, optim, preprocess
+from nin_jax import datasets, distributed, finetune, optim, photos, preprocess
 from nin_jax.augment import Augment
 from nin_jax.config import Plan, make_plan
 from nin_jax.errors import ConfigError, UserError
 from nin_jax.model import NIN, Block
 from nin_jax.step import Examples, Setup, TrainState, join
+from nin_jax.stream import Arrays, Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Run:
       plan: what that comes to, in steps.
       setup: the static argument of the compiled programs.
       preprocess: fitted on the training split, or restored with the run.
-      train, eval: the two splits on the device.
+      train, eval: the two splits: on the device, or streamed to it.
       class_names: in label order.
       init_state: attempt number -> a fresh state, its weights a function of (seed, attempt).
     """
@@ -39,10 +40,14 @@ class Run:
     plan: Plan
     setup: Setup
     preprocess: preprocess.Preprocess
-    train: Examples
-    eval: Examples
+    train: Examples | Stream
+    eval: Examples | Stream
     class_names: tuple[str, ...]
     init_state: Callable[[int], TrainState]
+
+    def start(self, attempt: int) -> TrainState:
+        """What training starts from: `init_state`, with the weights of `init.weights` if any."""
+        return finetune.start(self.config, self.setup, self.init_state(attempt))
 
 
 def make_mesh(devices: int) -> jax.sharding.Mesh:
@@ -98,6 +103,13 @@ def microbatch(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     return size
 
 
+def eval_batch_size(mesh: jax.sharding.Mesh) -> int:
+    """How many images are scored at a time where the config does not say."""
+    if is_one_cpu(mesh):
+        return 16
+    return mesh.size * (64 if is_cpu(mesh) else 512)
+
+
 def model_blocks(config: ConfigDict, num_classes: int) -> tuple[Block, ...]:
     """The config's layer table; ConfigError if it has to end in one map per class and does not."""
     name, last = list(config.model.blocks.items())[-1]
@@ -112,16 +124,42 @@ def model_blocks(config: ConfigDict, num_classes: int) -> tuple[Block, ...]:
 
 def load_split(config: ConfigDict, splits: str) -> datasets.Split:
     """The named splits on the host, cut to `data.limit`."""
+    if datasets.lookup(config.data.name).resize:
+        return open_split(config, splits).load()
     split = datasets.load(config.data.name, splits, config.data.dir)
     keep = slice(config.data.limit or None)
     return datasets.Split(split.images[keep], split.labels[keep], split.class_names)
 
 
-def fit_preprocess(config: ConfigDict, images_NHWC: np.ndarray) -> preprocess.Preprocess:
-    """The config's preprocessing, fitted to uint8 training images."""
+def open_split(config: ConfigDict, splits: str) -> datasets.Split | photos.Photos:
+    """The named splits, cut to `data.limit`: photographs stay on the disk."""
+    if not datasets.lookup(config.data.name).resize:
+        return load_split(config, splits)
+    if config.data.residency == 'device':
+        raise ConfigError(
+            f"data.residency='device': {config.data.name} is read from the disk as training goes, "
+            "set 'stream' or 'auto'"
+        )
+    return photos.open_split(config.data.name, splits, config.data.dir, config.data.limit)
+
+
+def fit_preprocess(
+    config: ConfigDict, train: datasets.Split | photos.Photos
+) -> preprocess.Preprocess:
+    """The config's recipe, fitted to the training split or, for photographs, known already."""
+    recipe = config.preprocess.recipe
+    if isinstance(train, photos.Photos):
+        if recipe == 'mean':
+            return preprocess.mean_colour(255 * np.array(train.dataset.channel_means))
+        if recipe == 'gcn_zca':
+            raise ConfigError(
+                "preprocess.recipe='gcn_zca': it is fitted to images in memory, and those of "
+                f"{config.data.name} are on the disk: choose 'mean', 'scale' or 'gcn_lcn'"
+            )
+        return preprocess.Preprocess(recipe)
     return preprocess.fit(
-        config.preprocess.recipe,
-        images_NHWC,
+        recipe,
+        train.images,
         zca_bias=config.preprocess.zca_bias,
         gcn_scale=config.preprocess.gcn_scale,
     )
@@ -129,32 +167,35 @@ def fit_preprocess(config: ConfigDict, images_NHWC: np.ndarray) -> preprocess.Pr
 
 def assemble(
     config: ConfigDict,
-    fit: Callable[[ConfigDict, np.ndarray], preprocess.Preprocess] = fit_preprocess,
+    fit: Callable[
+        [ConfigDict, datasets.Split | photos.Photos], preprocess.Preprocess
+    ] = fit_preprocess,
 ) -> Run:
     """Loads the data and builds what a run needs.
 
     Args:
       config: a valid config.
-      fit: (config, training images) -> preprocessing, fitted anew or the run's own.
+      fit: (config, training split) -> preprocessing, fitted anew or the run's own.
 
     Raises:
       ConfigError, DataError: see the functions called.
     """
     mesh = make_mesh(config.devices)
     check_batches(config, mesh)
-    train, test = load_split(config, config.data.train), load_split(config, config.data.eval)
+    train, test = open_split(config, config.data.train), open_split(config, config.data.eval)
     distributed.check_same('images', lambda: digest(train, test))
-    plan = make_plan(config, len(train.labels), is_cpu(mesh))
-    fitted = fit(config, train.images)
-    setup, init_state = build(config, plan, mesh, train.images.shape[1:], len(train.class_names))
+    streaming = is_streamed(config, mesh, train, test)
+    plan = make_plan(config, len(train), streaming or is_cpu(mesh))
+    fitted = fit(config, train)
+    setup, init_state = build(config, plan, mesh, train.like[0], len(train.class_names))
     replicated = NamedSharding(mesh, PartitionSpec())
     return Run(
         config,
         plan,
         setup,
         distributed.place(fitted, replicated),
-        _place(train, fitted, replicated),
-        _place(test, fitted, replicated),
+        _place(train, fitted, setup, streaming),
+        _place(test, fitted, setup, streaming),
         train.class_names,
         init_state,
     )
@@ -170,10 +211,13 @@ def check_batches(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
             )
 
 
-def digest(*splits: datasets.Split) -> str:
-    """SHA-256 over images and labels."""
+def digest(*splits: datasets.Split | photos.Photos) -> str:
+    """SHA-256 over images and labels; of photographs, over their number and classes alone."""
     sha = hashlib.sha256()
     for split in splits:
+        if isinstance(split, photos.Photos):
+            sha.update(repr((len(split), split.class_names)).encode())
+            continue
         sha.update(np.ascontiguousarray(split.images))
         sha.update(np.ascontiguousarray(split.labels))
     return sha.hexdigest()
@@ -240,7 +284,7 @@ def build(
         seed=config.seed,
         batch_size=config.train.batch_size,
         microbatch=microbatch(config, mesh),
-        eval_batch_size=config.eval.batch_size or (16 if is_one_cpu(mesh) else 64 * mesh.size),
+        eval_batch_size=config.eval.batch_size or eval_batch_size(mesh),
         augment=Augment(num_classes, **config.augment),
         ema=config.train.ema,
         tta=config.eval.tta,
@@ -249,14 +293,35 @@ def build(
     return setup, jax.jit(init_state, out_shardings=replicated)
 
 
+def is_streamed(config: ConfigDict, mesh: jax.sharding.Mesh, *splits) -> bool:
+    """Whether the splits stay on the host: `data.residency`, or whether they need half of a
+    device's memory (on a CPU, of the machine's)."""
+    if isinstance(splits[0], photos.Photos):
+        return True
+    residency, pixel = config.data.residency, 4 if config.preprocess.recipe == 'gcn_zca' else 1
+    needed = sum(pixel * split.images.size for split in splits)
+    stats = mesh.local_devices[0].memory_stats() or {}
+    host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    too_large = needed > stats.get('bytes_limit', host) / 2
+    return residency == 'stream' or (residency == 'auto' and too_large)
+
+
 def _place(
-    split: datasets.Split, fitted: preprocess.Preprocess, sharding: NamedSharding
-) -> Examples:
-    """A split on the device: as uint8, or whitened once where every step would repeat it."""
+    split: datasets.Split | photos.Photos,
+    fitted: preprocess.Preprocess,
+    setup: Setup,
+    streaming: bool,
+) -> Examples | Stream:
+    """A split as uint8, or whitened once where every step would repeat it."""
+    if isinstance(split, photos.Photos):
+        return Stream(split, setup)
     images_NHWC = split.images
     if fitted.recipe == 'gcn_zca':
         images_NHWC = whiten(fitted, images_NHWC)
-    return distributed.place(Examples(images_NHWC, split.labels), sharding)
+    if streaming:
+        return Stream(Arrays(images_NHWC, split.labels), setup)
+    replicated = NamedSharding(setup.mesh, PartitionSpec())
+    return distributed.place(Examples(images_NHWC, split.labels), replicated)
 
 
 def whiten(fitted: preprocess.Preprocess, images_NHWC: np.ndarray, chunk: int = 1000) -> np.ndarray:

@@ -45,6 +45,12 @@ class TrainState:
         """What evaluation takes: the moving averages, or `params` with `stats` put in."""
         return self.ema or join(self.params, self.stats)
 
+    def starting_from(self, params: dict, stats: dict | None = None) -> 'TrainState':
+        """This state with other parameters, and with `stats` if given; averages begin at them."""
+        stats = self.stats if stats is None else stats
+        ema = join(params, stats) if self.ema else {}
+        return dataclasses.replace(self, params=params, stats=stats, ema=ema)
+
 
 def join(params: dict, stats: dict) -> dict:
     """Two trees of no common leaf as one."""
@@ -55,6 +61,18 @@ def join(params: dict, stats: dict) -> dict:
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """A split on the device: images_NHWC, uint8 or already preprocessed float32; labels_N int32."""
+
+    images: jax.Array
+    labels: jax.Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@partial(jax.tree_util.register_dataclass)
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The batches of one call, from a stream: images_SBHWC as in Examples, labels_SB; S steps."""
 
     images: jax.Array
     labels: jax.Array
@@ -78,9 +96,14 @@ class Setup:
 
 @partial(jax.jit, static_argnames=('setup', 'num_steps'), donate_argnames='state')
 def train_steps(
-    state: TrainState, examples: Examples, preprocess: Preprocess, *, setup: Setup, num_steps: int
+    state: TrainState,
+    examples: Examples | Batches,
+    preprocess: Preprocess,
+    *,
+    setup: Setup,
+    num_steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Makes `num_steps` updates in one dispatch.
+    """Makes `num_steps` updates in one dispatch, on batches of a split or on those given.
 
     Returns:
       The new state, and metrics over the call: 'loss' (mean cross-entropy, nats), 'error' (mean
@@ -88,12 +111,13 @@ def train_steps(
       of the augmented images; the loss is to the mixed and smoothed labels, the error to the
       images' own.
     """
-    key = jax.random.fold_in(jax.random.key(setup.seed), state.attempt)
-    order_key, augment_key, dropout_key = jax.random.split(key, 3)
-    order = example_order(order_key, state.step, num_steps, setup.batch_size, len(examples.labels))
+    order_key, augment_key, dropout_key = random_streams(setup.seed, state.attempt)
+    batches = examples
+    if isinstance(examples, Examples):
+        batches = example_order(order_key, state.step, num_steps, setup.batch_size, len(examples))
 
-    def one_step(state: TrainState, indices_B: jax.Array):
-        x_BHWC, labels_B = take_batch(examples, indices_B, preprocess, setup.mesh)
+    def one_step(state: TrainState, batch: jax.Array | Batches):
+        x_BHWC, labels_B = take_batch(examples, batch, preprocess, setup.mesh)
         x_BHWC, targets_B = setup.augment(
             jax.random.fold_in(augment_key, state.step), x_BHWC, labels_B
         )
@@ -118,7 +142,7 @@ def train_steps(
         )
         return state, (loss, error)
 
-    state, (losses, errors) = jax.lax.scan(one_step, state, order)
+    state, (losses, errors) = jax.lax.scan(one_step, state, batches)
     return state, {
         'loss': jnp.mean(losses),
         'error': jnp.mean(errors),
@@ -216,6 +240,16 @@ def apply(model: nnx.GraphDef, weights: dict, x_BHWC: jax.Array) -> tuple[jax.Ar
     return nnx.merge(model, nnx.State(weights))(x_BHWC)
 
 
+def random_streams(seed: int, attempt: jax.Array) -> jax.Array:
+    """The keys of an attempt: of the examples' order, of augmentation and of dropout."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), attempt), 3)
+
+
+def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
+    """A permutation of all examples: int32 (num_examples,)."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+
+
 def example_order(
     key: jax.Array, first_step: jax.Array, num_steps: int, batch_size: int, num_examples: int
 ) -> jax.Array:
@@ -226,24 +260,26 @@ def example_order(
     """
     position = first_step * batch_size + jnp.arange(num_steps * batch_size)
     first_epoch = position[0] // num_examples
-    orders = jnp.stack(
-        [
-            jax.random.permutation(jax.random.fold_in(key, first_epoch + e), num_examples)
-            for e in range(2)
-        ]
-    )
+    orders = jnp.stack([epoch_order(key, first_epoch + e, num_examples) for e in range(2)])
     order = orders[position // num_examples - first_epoch, position % num_examples]
     return order.reshape(num_steps, batch_size)
 
 
 def take_batch(
-    examples: Examples, indices_B: jax.Array, preprocess: Preprocess, mesh: jax.sharding.Mesh
+    examples: Examples,
+    batch: jax.Array | Batches,
+    preprocess: Preprocess,
+    mesh: jax.sharding.Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """Preprocessed images_BHWC and labels_B, the batch axis split over the mesh."""
-    indices_B = jax.lax.with_sharding_constraint(
-        indices_B, NamedSharding(mesh, PartitionSpec('data'))
-    )
-    x_BHWC = examples.images[indices_B]
+    """Preprocessed images_BHWC and labels_B, the batch axis split over the mesh.
+
+    `batch` is the indices_B of the examples to take, or those examples themselves.
+    """
+    split = NamedSharding(mesh, PartitionSpec('data'))
+    batch = jax.lax.with_sharding_constraint(batch, split)
+    if not isinstance(batch, Batches):
+        batch = Batches(examples.images[batch], examples.labels[batch])
+    x_BHWC = batch.images
     if x_BHWC.dtype == jnp.uint8:
         x_BHWC = preprocess(x_BHWC)
-    return x_BHWC, examples.labels[indices_B]
+    return x_BHWC, batch.labels

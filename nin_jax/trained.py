@@ -15,6 +15,7 @@ from nin_jax.commands import PREPROCESS, restore, settled_preprocess, warn
 from nin_jax.config import block, default_config, make_plan, validate
 from nin_jax.describe import layer_table
 from nin_jax.errors import CheckpointError, ConfigError, UserError
+from nin_jax.features import features
 from nin_jax.run import build, load_split, make_mesh, model_blocks
 from nin_jax.step import apply
 
@@ -42,6 +43,10 @@ class Trained:
     image_shape: tuple[int, int, int]
     stride: int
 
+    def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """The logits_NK alone of `score`."""
+        return self.score(images_NHWC)[0]
+
     def score(self, images_NHWC: np.ndarray, chunk: int = 250) -> tuple[np.ndarray, np.ndarray]:
         """Scores uint8 images, all of one size, whichever it is.
 
@@ -54,6 +59,35 @@ class Trained:
         ]
         logits, maps = zip(*jax.device_get(parts), strict=True)
         return np.concatenate(logits), np.concatenate(maps).astype(np.float32)
+
+    def features(
+        self, images_NHWC: np.ndarray, layers: tuple[str, ...] = (), chunk: int = 250
+    ) -> dict[str, np.ndarray]:
+        """What the named layers put out, or all, for uint8 images, all of one size.
+
+        Returns {name: float32 (N, H, W, C)}; the names are those of `nin_jax.features`.
+        """
+        parts = [
+            jax.device_get(
+                _features(
+                    self.params,
+                    self.preprocess,
+                    images_NHWC[i : i + chunk],
+                    self.model,
+                    tuple(layers),
+                )
+            )
+            for i in range(0, len(images_NHWC), chunk)
+        ]
+        return {
+            name: np.concatenate([part[name] for part in parts]).astype(np.float32)
+            for name in parts[0]
+        }
+
+
+@partial(jax.jit, static_argnames=('model', 'layers'))
+def _features(params, fitted, images_BHWC, model, layers):
+    return features(model, params, preprocess_any_size(fitted, images_BHWC), layers)
 
 
 @partial(jax.jit, static_argnames='model')
@@ -109,7 +143,11 @@ def load(folder: pathlib.Path, step: int | None = None) -> Trained:
 def read_config(folder: pathlib.Path) -> ConfigDict:
     """The config that a run left in its folder; CheckpointError if it is none."""
     path = folder / 'config.json'
-    flat = read_json(path)
+    return config_of(read_json(path), path)
+
+
+def config_of(flat: dict, path: pathlib.Path) -> ConfigDict:
+    """The config that `flat`, read from `path`, stands for; CheckpointError if for none."""
     try:
         config = default_config()
         blocks: dict[str, dict] = {}

@@ -21,7 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from nin_jax.checkpoint import read_json
-from nin_jax.config import default_config, flatten
+from nin_jax.config import block, default_config, flatten
 from nin_jax.errors import CheckpointError, UserError
 from nin_jax.records import write_json
 
@@ -66,7 +66,7 @@ def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -
 
 
 # Where a run computes and what it keeps do not change what it computes.
-FREE_TO_CHANGE = ('devices', 'data.dir', 'checkpoint.', 'eval.batch_size')
+FREE_TO_CHANGE = ('devices', 'data.dir', 'data.residency', 'checkpoint.', 'eval.batch_size')
 
 
 def differences(one: dict, other: dict) -> dict[str, tuple[object, object]]:
@@ -74,13 +74,19 @@ def differences(one: dict, other: dict) -> dict[str, tuple[object, object]]:
 
     A config from before a key was there has the key's default.
     """
-    defaults = jsonable(flatten(default_config()))
-    defaults = {k: v for k, v in defaults.items() if not k.startswith('model.blocks.')}
-    one, other = defaults | one, defaults | other
+    defaults = flatten(default_config())
+    row = block(features=(), kernel=1)
+
+    def value(flat: dict, key: str) -> object:
+        if key.startswith('model.blocks.'):  # of any number of rows, but all of the same fields
+            return flat.get(key, row.get(key.rpartition('.')[2]))
+        return flat.get(key, defaults.get(key))
+
+    pairs = {k: (value(one, k), value(other, k)) for k in {**one, **other}}
     return {
-        k: (one.get(k), other.get(k))
-        for k in {**one, **other}
-        if one.get(k) != other.get(k) and not k.startswith(FREE_TO_CHANGE)
+        k: (a, b)
+        for k, (a, b) in pairs.items()
+        if jsonable({k: a}) != jsonable({k: b}) and not k.startswith(FREE_TO_CHANGE)
     }
 
 

@@ -19,6 +19,7 @@ VARIANTS = {
     'cifar100': ['released', 'modern'],
     'ablations': ['fc', 'fc_dropout', 'linear', 'maxout'],
     'hinton': ['fc', 'fc_dropout', 'gap'],
+    'imagenet': [],
 }
 ONE_AT_A_TIME = ('ablations', 'hinton')
 PAGE_ARGS = [
@@ -37,6 +38,8 @@ def test_every_page_with_every_variant_is_valid(page, arg):
     assert make_plan(config, 50_000, on_cpu=True).total_steps == (
         4
         if 'smoke' in arg
+        else 450_000
+        if page == 'imagenet'
         else round(float(config.train.duration[:-2]) * 50_000 / config.train.batch_size)
     )
 

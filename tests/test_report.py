@@ -73,7 +73,8 @@ def test_the_papers_tables():
     assert errors['Table 5'] == [11.59, 10.88, 10.41]
     assert errors['Section 4.6'] == [17.56, 15.99, 16.46]
     named = {row.page for table in TABLES for row in table.rows if row.page}
-    assert {name.partition(':')[0] for name in named} == set(PAGES)
+    not_the_papers = {'imagenet'}
+    assert {name.partition(':')[0] for name in named} == set(PAGES) - not_the_papers
     assert {other.page for other in OTHERS} <= named
 
 

@@ -250,7 +250,7 @@ def abstract_batches(config: ConfigDict, setup: Setup, plan: Plan) -> Batches:
 def abstract_preprocess(config: ConfigDict) -> Preprocess:
     shape = datasets.lookup(config.data.name).image_shape
     if config.preprocess.recipe == 'mean':
-        colour = jax.ShapeDtypeStruct(shape[-1:], jnp.float32)
+        colour = jax.ShapeDtypeStruct((1, 1, shape[-1]), jnp.float32)
         return Preprocess('mean', mean_HWC=colour)
     if config.preprocess.recipe != 'gcn_zca':
         return Preprocess(config.preprocess.recipe)

@@ -1,6 +1,5 @@
 """The authors' weights as an ordinary run: its checkpoint, at step 0, holds theirs."""
 
-import dataclasses
 import pathlib
 
 import jax

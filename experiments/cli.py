@@ -92,6 +92,8 @@ def load_config(page: str, overrides: Sequence[str] = ()) -> ConfigDict:
     holder = config_flags.DEFINE_config_file('config', flag_values=alone, sys_argv=words)
     try:
         alone(words)
+        if not isinstance(holder.value, ConfigDict):
+            raise TypeError(f'get_config returns {holder.value!r}, which is no ConfigDict')
         return holder.value
     except UserError:
         raise

@@ -92,13 +92,7 @@ def _attempt(
             with clock('train'):
                 metrics = jax.device_get(metrics)
             settle(run, records, end, metrics)
-        error = None
-        if evaluating:
-            eval_program()  # compiled before the clock starts
-            with clock('eval'):
-                loss, errors = score(run, state.weights, eval_program)
-            error = errors / len(run.eval)
-            records.eval(step, loss, error, errors)
+        error = evaluate_now(run, state, records, eval_program, clock) if evaluating else None
         if saving or stopping:
             with clock('checkpoint'):
                 known = {'seconds': dict(clock.seconds), 'metrics': records.sync()}
@@ -106,8 +100,22 @@ def _attempt(
         if stopping and step < plan.total_steps:
             checkpoints.wait()
             return Outcome('preempted', attempt, step)
+    if distributed.anyone(distributed.is_first() and not records.evals):  # metrics.jsonl was lost
+        evaluate_now(run, state, records, eval_program, clock)
     checkpoints.wait()
     return Outcome('done', attempt, step)
+
+
+def evaluate_now(
+    run: Run, state: TrainState, records: Records, eval_program: Callable, clock: Stopwatch
+) -> float:
+    """Scores the state, records it, and returns the top-1 error."""
+    eval_program()  # compiled before the clock starts
+    with clock('eval'):
+        loss, errors = score(run, state.weights, eval_program)
+    error = errors / len(run.eval)
+    records.eval(int(state.step), loss, error, errors)
+    return error
 
 
 def settle(run: Run, records: Records, step: int, metrics: dict) -> None:

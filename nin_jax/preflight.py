@@ -352,7 +352,7 @@ def step_costs(hlo: str, num_steps: int, pieces: int = 1) -> tuple[int, dict[str
     often = [(s, 1) for s in steps] + [(inner, pieces) for s in steps for inner in bodies[s]]
     traffic, collectives = 0, {}
     for computation, times in ((computations[c], times) for c, times in often):
-        for name, (shape, operation, operands) in computation.items():
+        for name, (shape, operation, operands, called) in computation.items():
             if operation in FREE:
                 continue
             kind = operation.removesuffix('-start')
@@ -363,11 +363,22 @@ def step_costs(hlo: str, num_steps: int, pieces: int = 1) -> tuple[int, dict[str
             if operation == 'copy-start':  # its result names the source as well
                 traffic += times * written
                 continue
-            looks_up = 'gather' in name or 'slice' in name
-            for read in (in_memory(computation[o][0]) for o in operands if o in computation):
-                traffic += times * (min(read, shape_bytes(shape)) if looks_up else read)
+            for i, operand in enumerate(operands):
+                read = in_memory(computation[operand][0]) if operand in computation else 0
+                if re.search('gather|slice', name) or is_looked_up(computations.get(called), i):
+                    read = min(read, shape_bytes(shape))
+                traffic += times * read
             traffic += times * written
     return traffic, collectives
+
+
+def is_looked_up(fused: dict | None, i: int) -> bool:
+    """Whether a fused computation takes nothing but slices or rows of its parameter `i`."""
+    if fused is None:
+        return False
+    names = {n for n, (_, kind, of, _) in fused.items() if (kind, of) == ('parameter', [str(i)])}
+    users = {kind for _, kind, of, _ in fused.values() if names & set(of)}
+    return bool(users) and users <= {'dynamic-slice', 'gather'}
 
 
 def step_cycles(hlo: str, num_steps: int) -> float:
@@ -386,9 +397,9 @@ def step_cycles(hlo: str, num_steps: int) -> float:
 def parse_hlo(hlo: str) -> tuple[dict[str, dict], dict[str, list[str]]]:
     """Its computations, as name -> instructions, and which of them are the bodies of whose loops.
 
-    An instruction is name -> (shape, operation, names of its operands).
+    An instruction is name -> (shape, operation, names of its operands, what it calls or '').
     """
-    computations: dict[str, dict[str, tuple[str, str, list[str]]]] = {}
+    computations: dict[str, dict[str, tuple[str, str, list[str], str]]] = {}
     bodies: dict[str, list[str]] = {'ENTRY': []}
     here = ''
     for line in hlo.splitlines():
@@ -397,7 +408,9 @@ def parse_hlo(hlo: str) -> tuple[dict[str, dict], dict[str, list[str]]]:
             computations[here], bodies[here] = {}, []
         elif here and (match := INSTRUCTION.match(line)):
             name, shape, operation, operands = match.groups()
-            computations[here][name] = (shape, operation, re.findall(r'[\w.\-]+', operands))
+            called = re.search(r' calls=%?([\w.\-]+)', line)
+            words = re.findall(r'[\w.\-]+', operands)
+            computations[here][name] = (shape, operation, words, called[1] if called else '')
             if operation == 'while':
                 bodies[here].append(re.search(r'body=%?([\w.\-]+)', line)[1])
     return computations, bodies

@@ -153,9 +153,10 @@ class Records:
                 with open(self._path, errors='replace') as lines:
                     for text in lines:
                         with contextlib.suppress(ValueError, KeyError, TypeError):
-                            line = json.loads(text)
+                            line = check_line(json.loads(text))
                             place = line['attempt'], line['step']
                             if place[0] < first[0] or place <= first:
+                                text = text.rstrip('\n') + '\n'  # the last may have lost it
                                 self._keep(line, text)
                                 kept.write(text)
             kept.flush()
@@ -185,6 +186,14 @@ class Records:
         if evaluated:
             parts.append(f'error {evaluated["error"]:.2%}')
         return '  '.join(parts)
+
+
+def check_line(line: dict) -> dict:
+    """The line itself; KeyError, TypeError or ValueError if what is shown of it is not there."""
+    shown = {'train': ('loss', 'error', 'images_per_s'), 'eval': ('loss', 'error')}
+    for name in shown[line['kind']]:
+        float(line[name])
+    return line
 
 
 class Silence:

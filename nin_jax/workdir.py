@@ -60,7 +60,7 @@ def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -
         key, (one, other) = next(iter(different.items()))
         raise CheckpointError(
             f"'{workdir}' holds a run with {key}={one!r}, this command says {other!r}"
-            + (f' (and {len(different) - 1} more keys)' if different[1:] else '')
+            + (f' (and {len(different) - 1} more keys)' if len(different) > 1 else '')
             + ': repeat its settings, or name another --workdir'
         )
 

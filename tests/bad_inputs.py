@@ -311,7 +311,7 @@ PICTURES = [
     Case(
         PREDICT,
         ('--workdir={tmp}', '{tmp}/a.png'),
-        'is this the --workdir of a run?',
+        'holds no config.json: name the folder of a release or of a run',
         {'a.png': encoded(NOISE, 'PNG')},
     ),
     Case(VISUALIZE, (), '--workdir is missing'),

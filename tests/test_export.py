@@ -1,6 +1,5 @@
 """Releases: a program that runs without this code, weights that come back, damage that is told."""
 
-import json
 import pathlib
 import shutil
 import subprocess
@@ -15,11 +14,13 @@ from helpers import ROOT, metrics, run_main, run_module, tiny_config
 from safetensors.numpy import load_file, save_file
 
 import nin_jax
-from nin_jax import card, release, stablehlo, trained
+from nin_jax import card, stablehlo, trained
 from nin_jax.cache import file_sha256
+from nin_jax.checkpoint import read_json
 from nin_jax.errors import CheckpointError
 from nin_jax.model import NIN, Block
 from nin_jax.preprocess import Preprocess
+from nin_jax.records import write_json
 
 # What somebody without this project types; cwd is elsewhere.
 STRANGER = """
@@ -122,9 +123,9 @@ def test_the_card_knows_other_seeds_and_steps(workdir, tmp_path):
     ):
         shutil.copytree(workdir, tmp_path / name)
         path = tmp_path / name / 'summary.json'
-        summary = json.loads(path.read_text())
+        summary = read_json(path)
         summary['config'] |= change
-        path.write_text(json.dumps(summary | {'final_error': 0.5 if name == 'b' else 0.25}))
+        write_json(path, summary | {'final_error': 0.5 if name == 'b' else 0.25})
     found = card.provenance(tmp_path / 'a', 24)
     assert found['other_errors'] == [0.5] and found['error'] == final
     network = trained.load(tmp_path / 'a')
@@ -149,7 +150,7 @@ def flip(path):
         (lambda f: (f / 'model.safetensors').unlink(), 'is missing: get the release again'),
         (lambda f: (f / 'config.json').unlink(), 'holds no config.json'),
         (lambda f: (f / 'config.json').write_text('{"format": "x"'), 'is damaged'),
-        (lambda f: (f / 'config.json').write_text('[]'), 'holds neither a release'),
+        (lambda f: (f / 'config.json').write_text('[]'), 'is damaged'),
         (lambda f: (f / 'config.json').write_text('{"optim.lr": 0.1}'), 'holds neither a release'),
         (lambda f: (f / 'config.json').write_text('{"data.name": 3}'), "is not a run's config"),
         (lambda f: flip(f / 'config.json'), 'is damaged'),
@@ -175,11 +176,9 @@ def test_foreign_weights_are_named(copy, change, words):
     arrays = load_file(copy / 'model.safetensors')
     change(arrays)
     save_file(arrays, copy / 'model.safetensors')
-    content = json.loads((copy / 'config.json').read_text())
-    del content['digest']
+    content = read_json(copy / 'config.json')
     content['sha256']['model.safetensors'] = file_sha256(copy / 'model.safetensors')
-    content['digest'] = release._digest(content)
-    (copy / 'config.json').write_text(json.dumps(content))
+    write_json(copy / 'config.json', content)
     with pytest.raises(CheckpointError, match=words):
         nin_jax.load(copy)
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from helpers import PAGES, load_page
 
+from nin_jax.datasets import lookup
 from nin_jax.describe import layer_table
 from nin_jax.model import NIN, Block, MLPConv, dropout, global_average_pooling
 from nin_jax.run import model_blocks
@@ -19,9 +20,9 @@ PARAMETERS = {
     'cifar100': 984_356,
     'quickstart': 349_674,
     'ablations': 966_986,
+    'imagenet': 7_595_176,  # the model zoo's prototxt
     'hinton': 360_074,  # by hand, with every variant, in test_baselines.py
 }
-INPUTS = {'mnist': (28, 28, 1), 'quickstart': (28, 28, 1)}
 SMALL = (Block((8, 6, 4), 5, 'max', 0.5), Block((6, 5, 3), 3))
 
 
@@ -36,8 +37,8 @@ def test_every_page_has_its_size_asserted():
 @pytest.mark.parametrize('page', PAGES)
 def test_parameter_counts(page):
     config = load_page(page)
-    classes = 100 if page == 'cifar100' else 10
-    shape = INPUTS.get(page, (32, 32, 3))
+    dataset = lookup(config.data.name)
+    classes, shape = dataset.num_classes, dataset.image_shape
     blocks = model_blocks(config, classes)
     fc_classes = classes if config.model.head == 'fc' else 0
     params = nnx.eval_shape(

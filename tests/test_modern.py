@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 
 from launch import ablate, seeds
 from nin_jax import augment, workdir
-from nin_jax.checkpoint import Checkpoints, digest, filled
+from nin_jax.checkpoint import Checkpoints, digest, filled, read_json
 from nin_jax.config import block, default_config, flatten, make_plan, validate
 from nin_jax.errors import CheckpointError, ConfigError
 from nin_jax.optim import make_optimiser
+from nin_jax.records import write_json
 from nin_jax.run import assemble
 from nin_jax.schedules import rise_and_fall
 from nin_jax.step import apply, cross_entropy, evaluate, loss_and_gradient, train_steps
@@ -560,8 +561,7 @@ def test_a_run_from_before_the_recipe_resumes(tmp_path):
     config = small_config()
     workdir.settle_config(tmp_path, config)
     path = tmp_path / 'config.json'
-    old = {k: v for k, v in json.loads(path.read_text()).items() if 'cutmix' not in k}
-    path.write_text(json.dumps(old))
+    write_json(path, {k: v for k, v in read_json(path).items() if 'cutmix' not in k})
     workdir.settle_config(tmp_path, config)
     config.augment.cutmix = 1.0
     with pytest.raises(CheckpointError, match=r'augment.cutmix=0.0, this command says 1.0'):

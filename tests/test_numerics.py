@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from helpers import load_page, metrics, run_main, summary
 
 from nin_jax import datasets
 from nin_jax.config import make_plan
 from nin_jax.run import build, make_mesh
-from nin_jax.step import apply
 
 EPOCH = 8  # steps: 256 images in batches of 32
 DEAD = (
@@ -82,7 +82,7 @@ def gradients(page: str, dtype: str, scales: tuple[float, ...], images: int = 16
     @jax.jit
     @jax.grad
     def gradient(params, scale):
-        logits_BK, _ = apply(setup.model, params, x_BHWC, keys_B)
+        logits_BK, _ = nnx.merge(setup.model, nnx.State(params))(x_BHWC, keys_B)
         losses_B = optax.softmax_cross_entropy_with_integer_labels(
             logits_BK.astype(jnp.float32), labels_B
         )

@@ -95,7 +95,35 @@ ENTRY %main (p: f32[4]) -> f32[4] {
     traffic, collectives = preflight.step_costs(hlo, 10)
     assert collectives == {'all-reduce': (1, 34), 'all-gather': (1, 32)}
     assert traffic == (24 + 24) + 28 + 20 + (24 + 24 + 28)
-    assert preflight.step_costs(hlo, 1) == (800, {'all-reduce': (1, 400)})
+    # A program of one step is all entry, and the loop in it is that step's own, over its pieces.
+    both = {'all-reduce': (2, 434), 'all-gather': (1, 32)}
+    assert preflight.step_costs(hlo, 1) == (800 + traffic, both)
+    assert preflight.step_costs(hlo, 1, pieces=3)[0] == 800 + 3 * traffic
+
+
+def test_rows_of_a_table_count_and_not_the_table():
+    hlo = """
+%fused.1 (p: u8[9000], q: s32[]) -> f32[5] {
+  %table.1 = u8[9000]{0} parameter(0)
+  %row.1 = s32[]{} parameter(1)
+  %some = u8[5]{0} dynamic-slice(%table.1, %row.1), dynamic_slice_sizes={5}
+  ROOT %converted = f32[5]{0} convert(%some)
+}
+
+%fused.2 (p: u8[9000]) -> f32[5] {
+  %table.2 = u8[9000]{0} parameter(0)
+  %some.2 = u8[5]{0} dynamic-slice(%table.2, %table.2), dynamic_slice_sizes={5}
+  ROOT %all = f32[5]{0} reduce(%table.2, %some.2)
+}
+
+ENTRY %main (p: u8[9000], q: s32[]) -> f32[5] {
+  %p = u8[9000]{0} parameter(0)
+  %q = s32[]{} parameter(1)
+  ROOT %r = f32[5]{0} fusion(%p, %q), kind=kLoop, calls=%fused.1
+}
+"""
+    assert preflight.step_costs(hlo, 1)[0] == 20 + 4 + 20  # at most what is put out
+    assert preflight.step_costs(hlo.replace('%fused.1\n', '%fused.2\n'), 1)[0] == 9000 + 4 + 20
 
 
 def test_gradients_of_four_devices_are_summed_once():

@@ -412,4 +412,5 @@ def test_help_is_quick_and_names_the_datasets():
     start = time.monotonic()
     done = run_entry('--help')
     assert time.monotonic() - start < 3
-    assert all(name in done.stdout for name in DATASETS if DATASETS[name].version)
+    downloaded = [name for name, d in DATASETS.items() if d.version and not d.resize]
+    assert all(name in done.stdout for name in downloaded)

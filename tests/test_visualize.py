@@ -346,7 +346,7 @@ def test_predict(workdir, tmp_path):
         ('predict', ['--workdir={run}', '{here}/a.png', '--step=5'], 'no checkpoint at step 5'),
         ('visualize', [], '--workdir is missing'),
         ('visualize', ['--workdir={run}', 'a.png'], "unexpected argument 'a.png'"),
-        ('visualize', ['--workdir={here}/none'], 'is this the --workdir of a run?'),
+        ('visualize', ['--workdir={here}/none'], 'name the folder of a release or of a run'),
         ('visualize', ['--workdir={run}', '--images={here}/b.png'], 'No such file'),
     ],
 )

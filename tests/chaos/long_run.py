@@ -21,7 +21,7 @@ import numpy as np
 
 from tests.chaos.lab import PAGE, ROOT
 
-CALL, EVERY = 10, 50  # steps
+CALL, EVERY = 5, 50  # steps
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from nin_jax.errors import CheckpointError
 from nin_jax.interrupt import RESUME_ME
 from nin_jax.model import count_parameters
 from nin_jax.records import Records, Silence, Stopwatch, duration, write_json
-from nin_jax.run import Run, assemble, fit_preprocess, model_blocks
+from nin_jax.run import Run, assemble, fc_classes, fit_preprocess, model_blocks
 from nin_jax.step import Setup, TrainState
 
 EXIT_STATUS = {'done': 0, 'preempted': RESUME_ME, 'diverged': 1}
@@ -245,8 +245,8 @@ def describe(config: ConfigDict) -> int:
     validate(config)
     dataset = datasets.lookup(config.data.name)
     blocks = model_blocks(config, dataset.num_classes)
-    fc_classes = dataset.num_classes if config.model.head == 'fc' else 0
-    print(format_table(layer_table(blocks, dataset.image_shape, fc_classes)))
+    classes = fc_classes(config, dataset.num_classes)
+    print(format_table(layer_table(blocks, dataset.image_shape, classes)))
     return 0
 
 

@@ -23,7 +23,7 @@ from nin_jax.config import Plan, make_plan
 from nin_jax.describe import layer_table
 from nin_jax.errors import UserError
 from nin_jax.preprocess import Preprocess
-from nin_jax.run import build, check_batches, is_cpu, make_mesh, mesh_of, model_blocks
+from nin_jax.run import build, check_batches, fc_classes, is_cpu, make_mesh, mesh_of, model_blocks
 from nin_jax.step import Batches, Examples, Setup, TrainState, train_steps
 
 
@@ -166,7 +166,7 @@ def report(config: ConfigDict, topology: str) -> Report:
     rows = layer_table(
         model_blocks(config, dataset.num_classes),
         dataset.image_shape,
-        dataset.num_classes if config.model.head == 'fc' else 0,
+        fc_classes(config, dataset.num_classes),
     )
     return Report(
         topology=topology,

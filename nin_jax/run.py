@@ -122,6 +122,11 @@ def model_blocks(config: ConfigDict, num_classes: int) -> tuple[Block, ...]:
     return tuple(Block(**row) for row in config.model.blocks.values())
 
 
+def fc_classes(config: ConfigDict, num_classes: int) -> int:
+    """Classes of a fully connected head; 0 for global average pooling."""
+    return num_classes if config.model.head == 'fc' else 0
+
+
 def load_split(config: ConfigDict, splits: str) -> datasets.Split:
     """The named splits on the host, cut to `data.limit`."""
     if datasets.lookup(config.data.name).resize:
@@ -242,7 +247,7 @@ def build(
         return NIN(
             blocks,
             image_shape_HWC[-1],
-            fc_classes=num_classes if config.model.head == 'fc' else 0,
+            fc_classes=fc_classes(config, num_classes),
             fc_dropout=config.model.head_dropout,
             image_size=(height, width),
             dropout_mode=config.model.dropout_mode,

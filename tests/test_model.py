@@ -10,7 +10,7 @@ from helpers import PAGES, load_page
 from nin_jax.datasets import lookup
 from nin_jax.describe import layer_table
 from nin_jax.model import NIN, Block, MLPConv, dropout, global_average_pooling
-from nin_jax.run import model_blocks
+from nin_jax.run import fc_classes, model_blocks
 
 # Sums over the authors' cuda-convnet layer files (NIN/*_def).
 PARAMETERS = {
@@ -40,12 +40,10 @@ def test_parameter_counts(page):
     dataset = lookup(config.data.name)
     classes, shape = dataset.num_classes, dataset.image_shape
     blocks = model_blocks(config, classes)
-    fc_classes = classes if config.model.head == 'fc' else 0
-    params = nnx.eval_shape(
-        lambda: build(blocks, shape[-1], image_size=shape[:2], fc_classes=fc_classes)
-    )
+    fc = fc_classes(config, classes)
+    params = nnx.eval_shape(lambda: build(blocks, shape[-1], image_size=shape[:2], fc_classes=fc))
     assert sum(x.size for x in jax.tree.leaves(nnx.state(params))) == PARAMETERS[page]
-    rows = layer_table(blocks, shape, fc_classes)
+    rows = layer_table(blocks, shape, fc)
     assert sum(row.parameters for row in rows) == PARAMETERS[page]
 
 

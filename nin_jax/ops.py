@@ -5,7 +5,8 @@ weight gradient of a convolution (very badly inside `lax.scan`), the 1x1 convolu
 gradient of max pooling. On the CPU those become matrix products and elementwise selections, and
 convolutions of 3x3 and 5x5 between many channels take Winograd's form (`winograd.py`);
 `benchmarks/NOTES.md` has the measurements. The results agree to float tolerance: 1e-6 of the
-largest value, 1e-5 for a 5x5 kernel. Any `precision` but None asks for the direct form.
+largest value, 1e-5 for a 5x5 kernel. Any `precision` but None asks for the direct form. On the CPU
+bfloat16 is computed in float32 and rounded once, at the end: XLA's products of bfloat16 are slower.
 
 The choice is made when a program is lowered, by the platform it is lowered for: one compiled on a
 CPU for a TPU, or exported for several platforms, is right on each.
@@ -55,7 +56,7 @@ def _conv(x_BHWC, kernel_HWIO, stride, padding, precision):
     return _choose(
         x_BHWC,
         kernel_HWIO,
-        cpu=partial(_cpu_conv, **settings),
+        cpu=_in_float32(_cpu_conv, settings),
         default=partial(_lax_conv, **settings),
     )
 
@@ -76,7 +77,7 @@ def _conv_backward(stride, padding, precision, saved, grad_BHWO):
         _choose(
             *saved,
             grad_BHWO,
-            cpu=partial(cpu, **settings),
+            cpu=_in_float32(cpu, settings),
             default=partial(lax_gradient, argument=argument),
         )
         for argument, cpu in enumerate((_input_gradient, _kernel_gradient))
@@ -86,18 +87,23 @@ def _conv_backward(stride, padding, precision, saved, grad_BHWO):
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
+def _in_float32(function, settings: dict):
+    """The function on arrays made float32 at least; its result gets their own dtype back."""
+
+    def computed(*arrays):
+        dtype = arrays[0].dtype
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return function(*(array.astype(wide) for array in arrays), **settings).astype(dtype)
+
+    return computed
+
+
 def _cpu_conv(x_BHWC, kernel_HWIO, *, stride, padding, precision):
     if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
-        return _matmul('bhwi,io->bhwo', x_BHWC, kernel_HWIO[0, 0], precision)
+        return jnp.einsum('bhwi,io->bhwo', x_BHWC, kernel_HWIO[0, 0], precision=precision)
     if precision is None and winograd.suits(x_BHWC, kernel_HWIO, stride, padding):
         return winograd.conv(x_BHWC, kernel_HWIO)
     return _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision)
-
-
-def _matmul(axes, a, b, precision):
-    """A matrix product, its sums in float32 at least."""
-    sums = jnp.promote_types(a.dtype, jnp.float32)
-    return jnp.einsum(axes, a, b, precision=precision, preferred_element_type=sums).astype(a.dtype)
 
 
 def _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision):
@@ -134,14 +140,15 @@ def _input_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, stride, padding, precisio
 
 def _kernel_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, stride, padding, precision):
     if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
-        return _matmul('bhwi,bhwo->io', x_BHWC, grad_BHWO, precision)[None, None]
+        kernel_IO = jnp.einsum('bhwi,bhwo->io', x_BHWC, grad_BHWO, precision=precision)
+        return kernel_IO[None, None]
     if precision is None and winograd.suits(x_BHWC, kernel_HWIO, stride, padding):
         return winograd.kernel_gradient(x_BHWC, grad_BHWO, len(kernel_HWIO))
     return _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision)
 
 
 def _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision):
-    """Sum over chunks of images of patches^T @ output gradient, accumulated in float32."""
+    """Sum over chunks of images of patches^T @ output gradient."""
     kernel_size = kernel_HWIO.shape[:2]
     batch, out_height, out_width, features = grad_BHWO.shape
     columns = int(np.prod(kernel_HWIO.shape[:3]))
@@ -158,15 +165,14 @@ def _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding,
             patches_NK,
             grad_bHWO.reshape(-1, features),
             precision=precision,
-            preferred_element_type=jnp.float32,
         ), None
 
     chunks = jax.tree.map(
         lambda array: array.reshape(-1, chunk, *array.shape[1:]), (x_BHWC, grad_BHWO)
     )
-    total_KO = jnp.zeros((columns, features), jnp.float32)
+    total_KO = jnp.zeros((columns, features), x_BHWC.dtype)
     total_KO, _ = lax.scan(add_chunk, total_KO, chunks)
-    return total_KO.reshape(kernel_HWIO.shape).astype(kernel_HWIO.dtype)
+    return total_KO.reshape(kernel_HWIO.shape)
 
 
 def _patches(x_BHWC, kernel_size, stride, padding):

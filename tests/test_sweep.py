@@ -411,9 +411,11 @@ def kill(driver: int, index: int, first: int, step: int, run_too: bool):
     """Kills a worker if it is far enough; returns the trial and its step, or None."""
     for worker, command in children(driver):
         for run, words in children(worker) if command[-1:] == [f'--index={index}'] else ():
-            where = [pathlib.Path(w[10:]) for w in words if w.startswith('--workdir=')]
-            trial = int(where[0].name.removeprefix('trial-')) if where else -1
-            if trial >= first and (now := step_of(where[0])) >= step:
+            if 'experiments.main' not in words:  # forked, and still called what its worker is
+                continue
+            where = next(pathlib.Path(w[10:]) for w in words if w.startswith('--workdir='))
+            trial = int(where.name.removeprefix('trial-'))
+            if trial >= first and (now := step_of(where)) >= step:
                 os.kill(worker, signal.SIGKILL)
                 if run_too:
                     os.kill(run, signal.SIGKILL)

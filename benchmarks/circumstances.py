@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from nin_jax.workdir import commit
 
 def circumstances() -> dict:
     """Command, commit, versions and hardware of this process."""
+    words = [re.sub('=/.*/', '=', word) for word in sys.argv[1:]]  # no paths of this machine
     return {
-        'command': shlex.join(['python', '-m', 'benchmarks', *sys.argv[1:]]),
+        'command': shlex.join(['python', '-m', 'benchmarks', *words]),
         'commit': commit(),
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
         'versions': {

@@ -5,7 +5,7 @@ import re
 import pytest
 from helpers import run_main, run_module
 
-ROUNDS, FILES, STEPS = 11, 20, 600
+ROUNDS, FILES, STEPS = 11, 12, 600
 
 
 def test_a_round_of_each_disturbance():
@@ -16,7 +16,7 @@ def test_a_round_of_each_disturbance():
 
 
 def test_damaged_files():
-    words = (f'--files={FILES}', '--every=10', '--seed=7')
+    words = (f'--files={FILES}', '--every=6', '--seed=7')
     result = run_module('tests.chaos.damage', *words, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].endswith('crashed 0, silent 0')

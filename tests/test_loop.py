@@ -105,7 +105,7 @@ def undisturbed_singles(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize('delay', [0.0, 0.03])
+@pytest.mark.parametrize('delay', [pytest.param(0.0, marks=pytest.mark.slow), 0.03])
 @pytest.mark.parametrize('sign', [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_interrupted_run_ends_with_the_same_weights(tmp_path, undisturbed_singles, sign, delay):
     status, output = interrupt(tmp_path, sign, delay)

@@ -14,6 +14,7 @@ import json
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Callable
 
 import jax
@@ -26,6 +27,8 @@ from nin_jax import distributed
 from nin_jax.errors import CheckpointError
 from nin_jax.seal import seal, unseal
 from nin_jax.step import TrainState
+
+PAUSES_S = (0.5, 2)  # between attempts to write a checkpoint that could not be written
 
 
 def digest(tree) -> str:
@@ -130,22 +133,27 @@ class Checkpoints:
             self._save_again(e)
 
     def _save_again(self, reason: Exception) -> None:
-        """Once: Orbax gives up over a clock that was set, and that is no reason to end a run."""
+        """Orbax gives up over a clock that was set, and that is no reason to end a run.
+
+        More than once, as threads of the save that failed may still be writing where this one does.
+        """
         step, content = self._unsure
         self._unsure = None
-        with contextlib.suppress(Exception):
-            self._manager.close()
-        try:
-            if self._several:  # the others know nothing of it
-                raise reason
-            self._manager = ocp.CheckpointManager(self._folder, options=self._options)
-            self._manager.save(step, **content)
-            self._manager.wait_until_finished()
-        except Exception as e:
-            raise CheckpointError(
-                f"checkpoint {step} cannot be written to '{self._folder}' ({one_line(e)}): check "
-                'the space left on its disk, then run the same command again'
-            ) from e
+        for pause in (0, *PAUSES_S) if not self._several else ():  # the others know nothing of it
+            time.sleep(pause)
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            try:
+                self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+                self._manager.save(step, **content)
+                self._manager.wait_until_finished()
+                return
+            except Exception as e:
+                reason = e
+        raise CheckpointError(
+            f"checkpoint {step} cannot be written to '{self._folder}' ({one_line(reason)}): check "
+            'the space left on its disk, then run the same command again'
+        ) from reason
 
     def restore(
         self, template: TrainState, step: int | None = None

@@ -409,7 +409,7 @@ def parse_hlo(hlo: str) -> tuple[dict[str, dict], dict[str, list[str]]]:
         elif here and (match := INSTRUCTION.match(line)):
             name, shape, operation, operands = match.groups()
             called = re.search(r' calls=%?([\w.\-]+)', line)
-            words = re.findall(r'[\w.\-]+', operands)
+            words = re.findall(r'[\w.\-]+', re.sub(r'/\*.*?\*/', '', operands))  # '/*index=5*/'
             computations[here][name] = (shape, operation, words, called[1] if called else '')
             if operation == 'while':
                 bodies[here].append(re.search(r'body=%?([\w.\-]+)', line)[1])

@@ -119,7 +119,7 @@ def test_rows_of_a_table_count_and_not_the_table():
 ENTRY %main (p: u8[9000], q: s32[]) -> f32[5] {
   %p = u8[9000]{0} parameter(0)
   %q = s32[]{} parameter(1)
-  ROOT %r = f32[5]{0} fusion(%p, %q), kind=kLoop, calls=%fused.1
+  ROOT %r = f32[5]{0} fusion(/*index=0*/%p, /*index=1*/%q), kind=kLoop, calls=%fused.1
 }
 """
     assert preflight.step_costs(hlo, 1)[0] == 20 + 4 + 20  # at most what is put out

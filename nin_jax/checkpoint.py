@@ -75,7 +75,10 @@ class Checkpoints:
         self._folder, self._warn, self._read_only = folder.absolute(), warn, read_only
         # To read needs no best; Orbax would read every checkpoint's error, and stumble over damage.
         self._options = ocp.CheckpointManagerOptions(
-            read_only=True, create=False, cleanup_tmp_directories=False
+            read_only=True,
+            create=False,
+            cleanup_tmp_directories=False,
+            lightweight_initialize=True,
         )
         if not read_only:
             self._options = ocp.CheckpointManagerOptions(
@@ -192,7 +195,8 @@ class Checkpoints:
             self._warn(f'checkpoint {candidate} is damaged ({reason}); trying the one before')
             with distributed.together():
                 self._set_aside(candidate)
-            self._manager.reload()
+            if not self._read_only:
+                self._manager.reload()
         if steps:
             raise CheckpointError(
                 f"no checkpoint in '{self._folder}' can be read: restore the folder from a copy, "

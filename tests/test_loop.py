@@ -201,6 +201,18 @@ def test_all_checkpoints_damaged_is_one_sentence(tmp_path, undisturbed):
     assert 'Traceback' not in result.stderr
 
 
+def test_a_damaged_error_does_not_keep_from_evaluating(tmp_path, undisturbed):
+    """Orbax keeps it beside the arrays to tell the best by; only training needs that."""
+    workdir = tmp_path / 'run'
+    steps = copy_with_newest_damaged(undisturbed, workdir, lambda _: None)
+    for step in steps:
+        (step / 'metrics' / 'metrics').write_bytes(b'{"err\0\xe5')
+    flip_bytes(steps[-1])
+    result = run_main(f'--workdir={workdir}', '--mode=eval')
+    assert result.returncode == 0 and f'step {steps[-2].name}: ' in result.stdout, result.stderr
+    assert result.stderr.count('\n') == 1 and 'checkpoint 24 is damaged' in result.stderr
+
+
 def test_damaged_checkpoint_is_not_evaluated(tmp_path, undisturbed):
     workdir = tmp_path / 'run'
     copy_with_newest_damaged(undisturbed, workdir, flip_bytes)

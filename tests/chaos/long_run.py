@@ -56,7 +56,10 @@ def command(workdir: pathlib.Path, steps: int) -> list[str]:
 
 
 def watch(process: subprocess.Popen, workdir: pathlib.Path) -> list[tuple[float, ...]]:
-    """Rows of step, resident KiB, open files, threads, KiB of checkpoints, until it ends."""
+    """Rows of step, KiB of memory, open files, threads, KiB of checkpoints, until it ends.
+
+    Memory is the process's own, RssAnon: files' pages come and go as the kernel likes.
+    """
     samples, metrics, size, step = [], workdir / 'metrics.jsonl', 0, 0
     while process.poll() is None:
         time.sleep(0.2)
@@ -66,7 +69,7 @@ def watch(process: subprocess.Popen, workdir: pathlib.Path) -> list[tuple[float,
                 for line in pathlib.Path(f'/proc/{process.pid}/status').read_text().splitlines()
             )
             files = len(os.listdir(f'/proc/{process.pid}/fd'))
-            memory, threads = kib(status['VmRSS']), int(status['Threads'])
+            memory, threads = kib(status['RssAnon']), int(status['Threads'])
             with open(metrics) as f:
                 f.seek(size)
                 new = f.read()

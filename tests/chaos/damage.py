@@ -13,6 +13,7 @@ what comes of whole files. Most do so in this process, as the commands' own func
 import argparse
 import collections
 import contextlib
+import gc
 import io
 import json
 import os
@@ -250,11 +251,16 @@ def main() -> int:
     folder = pathlib.Path(args.folder or tempfile.mkdtemp(prefix='damage-')).absolute()
     start, met, failed = time.monotonic(), collections.Counter(), []
     os.environ |= {'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(folder / 'xla')}
+    import jax  # which reads the environment
+
     cli.logging.set_verbosity(cli.logging.FATAL)
     bench = Bench(folder)
     cases = [(n, p, k) for n in bench.whole for p in bench.targets(n) for k in KINDS]
     done = processes = tried = 0
     while done < args.files:
+        if tried % 20 == 0:  # every case compiles programs, more in the end than a process may map
+            jax.clear_caches()
+            gc.collect()
         cycle, place = divmod(tried, len(cases))
         case = cases[np.random.default_rng([args.seed, cycle]).permutation(len(cases))[place]]
         rng = np.random.default_rng([args.seed, tried, 1])

@@ -349,7 +349,13 @@ FIGURE3_PAGES = {'cifar10': 'dropout', 'cifar10:nodropout': 'no dropout'}
 
 def in_figure3(groups: list[Group]) -> list[Group]:
     """Those on all of CIFAR-10, with or without dropout."""
-    return [g for g in groups if g.page in FIGURE3_PAGES and not g.changes.get('data.limit')]
+    return [
+        g
+        for g in groups
+        if g.page in FIGURE3_PAGES
+        and not g.changes.get('data.limit')
+        and len(g.runs[0]['epochs']) > 1  # one evaluation makes no line
+    ]
 
 
 def caption(groups: list[Group]) -> str:

@@ -142,10 +142,10 @@ class Checkpoints:
         """
         step, content = self._unsure
         self._unsure = None
-        for pause in (0, *PAUSES_S) if not self._several else ():  # the others know nothing of it
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        for pause in () if self._several else (0, *PAUSES_S):  # the others know nothing of it
             time.sleep(pause)
-            with contextlib.suppress(Exception):
-                self._manager.close()
             try:
                 self._manager = ocp.CheckpointManager(self._folder, options=self._options)
                 self._manager.save(step, **content)
@@ -153,6 +153,8 @@ class Checkpoints:
                 return
             except Exception as e:
                 reason = e
+                with contextlib.suppress(Exception):
+                    self._manager.close()
         raise CheckpointError(
             f"checkpoint {step} cannot be written to '{self._folder}' ({one_line(reason)}): check "
             'the space left on its disk, then run the same command again'

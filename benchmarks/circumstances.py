@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from nin_jax.workdir import commit
+from nin_jax.runs.environment import commit
 
 
 def circumstances() -> dict:

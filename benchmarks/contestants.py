@@ -62,18 +62,20 @@ def ours(network: str, dtype: str, batch_size: int, steps: int) -> Contestant:
     """This code base's own model, training step and evaluation, set up as a run would be."""
     import jax
 
-    from nin_jax import run
-    from nin_jax.config import make_plan
-    from nin_jax.preprocess import Preprocess
-    from nin_jax.step import Examples, evaluate, train_steps
+    from nin_jax.data.batches import Examples
+    from nin_jax.data.preprocess import Preprocess
+    from nin_jax.devices import is_one_cpu, make_mesh
+    from nin_jax.plan import make_plan
+    from nin_jax.train.step import evaluate, train_steps
+    from nin_jax.train.trainer import make_setup
 
     size, channels, classes = NETWORKS[network]
     count = batch_size * steps
     settings = config(network)
     settings.dtype, settings.train.batch_size = dtype, batch_size
-    mesh = run.make_mesh(1)
-    plan = make_plan(settings, count, run.is_one_cpu(mesh))
-    setup, init_state = run.build(settings, plan, mesh, (size, size, channels), classes)
+    mesh = make_mesh(1)
+    plan = make_plan(settings, count, is_one_cpu(mesh))
+    setup, init_state = make_setup(settings, plan, mesh, (size, size, channels), classes)
     state = init_state(0)
     keys = jax.random.split(jax.random.key(0))
     examples = Examples(

@@ -33,7 +33,7 @@ from launch import tpu_gcloud as cloud
 from launch.tpu_machine import LOGS, ROOT, Machine, make_bundle
 from launch.tpu_watch import Patience, Trouble, watch
 from nin_jax.errors import UserError
-from nin_jax.interrupt import RESUME_ME
+from nin_jax.runs.interrupt import RESUME_ME
 
 NEEDS = {
     'up': ('name', 'project', 'zone', 'type', 'version', 'bucket', 'command'),

@@ -1,12 +1,11 @@
-"""Every config key with its default, the checks on their values, and the numbers derived from them.
+"""Every config key with its default, and the checks on their values.
 
-A config page (experiments/configs/) starts from `default_config()` and changes what its dataset
-needs. Nothing is computed inside a page: `make_plan` derives steps from durations after all
-overrides, so that `--config.train.batch_size=256` moves everything that hangs on it.
+A config (experiments/configs/) starts from `default_config()` and changes what its dataset needs.
+Nothing is computed inside a config: `plan.make_plan` derives steps from durations after all
+overrides, so that `--config.train.batch_size=256` moves everything that depends on it.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -28,29 +27,35 @@ CHOICES = {
 POOLS = ('max', 'avg', 'none', 'max_rnorm', 'avg_rnorm')
 
 
-def block(
-    features: tuple[int, ...],
-    kernel: int,
-    pool: str = 'none',
-    dropout: float = 0.0,
-    init_std: tuple[float, ...] = (0.05, 0.05, 0.05),
-    pieces: int = 1,
-    local: bool = False,
-    stride: int = 1,
-) -> ConfigDict:
-    """One row of a layer table; the fields are those of `nin_jax.model.Block`."""
-    return ConfigDict(
-        dict(
-            features=features,
-            kernel=kernel,
-            pool=pool,
-            dropout=dropout,
-            init_std=init_std,
-            pieces=pieces,
-            local=local,
-            stride=stride,
-        )
-    )
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One row of a layer table: an mlpconv, then 3x3/2 pooling, then dropout.
+
+    Attributes:
+      features: output channels of the k x k convolution and of each 1x1 convolution after it.
+      kernel: side of the first convolution's window; it is padded to keep the image's size.
+      pool: 'max', 'avg' or 'none'; with '_rnorm', response normalization follows (a baseline's).
+      dropout: probability of dropping an activation after the pooling; 0 for no dropout.
+      init_std: standard deviation of each layer's Gaussian initial weights; empty for He
+        initialization (sqrt(2 / fan-in)). Biases start at zero.
+      pieces: 1 for ReLU; above, a maxout unit takes the maximum of so many in its place.
+      local: whether the k x k filters belong to one position each instead of being shared.
+      stride: of the first convolution; above 1, it is not padded.
+    """
+
+    features: tuple[int, ...]
+    kernel: int
+    pool: str = 'none'
+    dropout: float = 0.0
+    init_std: tuple[float, ...] = (0.05, 0.05, 0.05)
+    pieces: int = 1
+    local: bool = False
+    stride: int = 1
+
+
+def block(features: tuple[int, ...], kernel: int, **fields: object) -> ConfigDict:
+    """One row of a layer table as config keys; `fields` are those of `Block`."""
+    return ConfigDict(dataclasses.asdict(Block(features, kernel, **fields)))
 
 
 def default_config() -> ConfigDict:
@@ -118,6 +123,9 @@ def default_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.duration = '260ep'  # durations: '3ep' (epochs), '500steps' or '10%'
     config.train.batch_size = 128
+    # Smaller images first: '20@40% 24@70%' trains on 20x20 pixels up to 40 % of the run, on 24x24
+    # up to 70 %, and on whole images after that. Global average pooling takes any size.
+    config.train.image_sizes = ''
     config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else all; see step.py
     config.train.steps_per_call = 0  # steps in one dispatch; 0: 10 on a CPU, else an epoch's
     config.train.ema = 0.0  # decay of the moving average of the weights, then evaluated; 0: none
@@ -170,6 +178,27 @@ def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def unflatten(flat: dict) -> ConfigDict:
+    """The config that `flatten` was given; keys that `flat` lacks have their default.
+
+    Raises:
+      LookupError, AttributeError, TypeError: `flat` is not a config.
+    """
+    config = default_config()
+    blocks: dict[str, dict] = {}
+    for key, value in flat.items():
+        value = tuple(value) if isinstance(value, list) else value
+        *parents, name = key.split('.')
+        if parents[:2] == ['model', 'blocks']:
+            blocks.setdefault(parents[2], {})[name] = value
+        else:
+            config.update_from_flattened_dict({key: value})
+    if not blocks:
+        raise KeyError('model.blocks')
+    config.model.blocks = ConfigDict({name: block(**row) for name, row in blocks.items()})
+    return config
 
 
 # ---- checks ---------------------------------------------------------------------------------
@@ -254,76 +283,3 @@ def _validate_block(key: str, row: ConfigDict) -> None:
             f'{key}.init_std={row.init_std!r}: must be one positive number for each '
             f'of features={row.features!r}, or () for He initialisation'
         )
-
-
-# ---- derived numbers ------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a config's durations come to, in steps. Everything happens at multiples of a call."""
-
-    total_steps: int
-    steps_per_epoch: float
-    steps_per_call: int
-    eval_every: int
-    checkpoint_every: int
-    drops: tuple[int, ...]
-    warmup: int
-
-    def is_due(self, step: int, every: int) -> bool:
-        """Whether `step`, the end of a call, is the first such at or past a multiple of `every`."""
-        return step // every > (step - self.steps_per_call) // every or step == self.total_steps
-
-
-def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
-    """Turns durations into steps for a training split of `num_examples`.
-
-    Raises:
-      ConfigError: for a duration that cannot be read, or a batch larger than the training split.
-    """
-    batch_size = config.train.batch_size
-    if batch_size > num_examples:
-        raise ConfigError(
-            f'train.batch_size={batch_size}: the training split holds only '
-            f'{num_examples} images, choose that or less'
-        )
-    epoch = num_examples / batch_size
-    total = _steps('train.duration', config.train.duration, epoch)
-    if total * batch_size >= 2**31:
-        raise ConfigError(
-            f'train.duration={config.train.duration!r}: {total} steps of '
-            f'{batch_size} images is past 2**31 images, choose less'
-        )
-    drops = tuple(_steps('optim.drops', d, epoch, total) for d in config.optim.drops.split())
-    if list(drops) != sorted(drops):
-        raise ConfigError(f'optim.drops={config.optim.drops!r}: must grow from left to right')
-    warmup = _steps('optim.warmup', config.optim.warmup, epoch, total, least=0)
-    if warmup > total:
-        raise ConfigError(
-            f'optim.warmup={config.optim.warmup!r}: {warmup} steps, but the run has only {total}'
-        )
-    # Two epochs' permutations are at hand in one call, so a call is an epoch at most.
-    call = min(config.train.steps_per_call or (10 if on_cpu else int(epoch)), int(epoch), total)
-    return Plan(
-        total,
-        epoch,
-        call,
-        _steps('eval.every', config.eval.every, epoch, total),
-        _steps('checkpoint.every', config.checkpoint.every, epoch, total),
-        drops,
-        warmup,
-    )
-
-
-def _steps(key: str, duration: str, epoch: float, total: int = 0, least: int = 1) -> int:
-    """'3ep', '500steps' or '10%' (of `total`, where there is one) as whole steps."""
-    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*(ep|epochs?|steps?|%)', duration.strip())
-    if not match or (match[2] == '%' and not total):
-        units = "'3ep' or '500steps'" + (" or '10%'" if total else '')
-        raise ConfigError(f'{key}={duration!r}: write a duration as {units}')
-    unit = {'e': epoch, 's': 1.0, '%': total / 100}[match[2][0]]
-    steps = float(match[1]) * unit
-    if not steps < 2**53:  # infinity is no whole number
-        raise ConfigError(f'{key}={duration!r}: is past 2**31 images, choose less')
-    return max(least, round(steps))

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from nin_jax.errors import DataError, UserError, os_sentence
-from nin_jax.interrupt import RESUME_ME
+from nin_jax.runs.interrupt import RESUME_ME
 
 JOIN_S = 300  # for all processes to come together
 HEARTBEAT_S = 60  # a process not heard from for so long counts as dead

@@ -41,6 +41,17 @@ def tiny_config() -> ConfigDict:
     return config
 
 
+def assemble(config: ConfigDict):
+    """The trainer of a config, as `commands.train` makes it."""
+    from nin_jax.data.pipeline import fit_preprocess, load_data
+    from nin_jax.pretrained.release import pretrained_weights
+    from nin_jax.train.trainer import make_trainer
+
+    data = load_data(config)
+    fitted = fit_preprocess(config, data.train)
+    return make_trainer(config, data, fitted, pretrained_weights(config))
+
+
 TINY_PAGE = ROOT / 'tests' / 'tiny_page.py'
 
 

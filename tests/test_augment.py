@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nin_jax import augment
-from nin_jax.augment import crop_and_flip
+from nin_jax.data import augment
+from nin_jax.data.augment import crop_and_flip
 
 
 def images(batch, height=8, width=10, channels=3, seed=0):

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import load_page, tiny_config
+from helpers import assemble, load_page, tiny_config
 from ml_collections import ConfigDict
 
-from nin_jax import optim
-from nin_jax.baselines import FullyConnected, LocalConv, maxout, response_norm
 from nin_jax.config import block
-from nin_jax.describe import format_table, layer_table
 from nin_jax.errors import ConfigError
-from nin_jax.model import NIN, Block, Conv
-from nin_jax.run import assemble, model_blocks
-from nin_jax.step import evaluate, train_steps
+from nin_jax.models.baselines import FullyConnected, LocalConv, maxout, response_norm
+from nin_jax.models.factory import layer_blocks
+from nin_jax.models.nin import NIN, Block, Conv
+from nin_jax.models.summary import format_table, layer_table
+from nin_jax.train import optimizer
+from nin_jax.train.step import evaluate, train_steps
 
 
 def conv(kernel: int, inputs: int, outputs: int) -> int:
@@ -58,7 +58,7 @@ def test_the_sums_by_hand():
 
 def build(config: ConfigDict, classes: int = 10, size: int = 32, channels: int = 3) -> NIN:
     return NIN(
-        model_blocks(config, classes),
+        layer_blocks(config, classes),
         channels,
         fc_classes=classes if config.model.head == 'fc' else 0,
         fc_dropout=config.model.head_dropout,
@@ -74,7 +74,7 @@ def test_parameter_counts(page, variant):
     count = PARAMETERS[page, variant]
     assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
     rows = layer_table(
-        model_blocks(config, 10), (32, 32, 3), 10 if config.model.head == 'fc' else 0
+        layer_blocks(config, 10), (32, 32, 3), 10 if config.model.head == 'fc' else 0
     )
     assert f'\n{count:,} parameters;' in format_table(rows)
     assert ('GAP' in format_table(rows)) == (config.model.head == 'gap')
@@ -182,7 +182,7 @@ def test_with_a_fully_connected_head_that_layer_learns_at_a_tenth():
     params = jax.tree.map(
         lambda x: jnp.zeros(x.shape), nnx.to_pure_dict(nnx.state(model, nnx.Param))
     )
-    optimiser = optim.make_optimiser(config.optim, params, model.last_layer, (), 1)
+    optimiser = optimizer.make_optimizer(config.optim, params, model.last_layer, (), 1)
     ones = jax.tree.map(jnp.ones_like, params)
     updates, _ = optimiser.update(ones, optimiser.init(params), params, value=1.0)
     rates = {
@@ -235,7 +235,7 @@ def losses_of(config: ConfigDict, calls: int, steps: int) -> tuple[list[float], 
     state, losses = run.init_state(0), []
     for _ in range(calls):
         state, metrics = train_steps(
-            state, run.train, run.preprocess, setup=run.setup, num_steps=steps
+            state, run.train(0).examples, run.preprocess, setup=run.setup, num_steps=steps
         )
         losses.append(float(metrics['loss']))
     scores = evaluate(state.params, run.eval, run.preprocess, setup=run.setup)

@@ -9,8 +9,8 @@ from helpers import ROOT, load_page
 
 from benchmarks import contestants, roof, scaling, startup, tables, throughput
 from nin_jax.config import flatten
-from nin_jax.describe import layer_table
-from nin_jax.run import model_blocks
+from nin_jax.models.factory import layer_blocks
+from nin_jax.models.summary import layer_table
 
 
 def rows(**seconds) -> list[dict]:
@@ -48,7 +48,7 @@ def test_ratios_are_to_the_best_pytorch_of_the_same_dtype():
 @pytest.mark.parametrize('network', contestants.NETWORKS)
 def test_multiply_adds_are_the_layer_tables(network):
     size, channels, classes = contestants.NETWORKS[network]
-    table = layer_table(model_blocks(load_page(network), classes), (size, size, channels))
+    table = layer_table(layer_blocks(load_page(network), classes), (size, size, channels))
     assert contestants.macs_per_image(network) == sum(row.macs for row in table)
 
 

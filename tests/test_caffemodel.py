@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nin_jax import caffemodel
-from nin_jax.caffemodel import CIFAR10_KERNELS_HWIO, import_nin, read_caffemodel
 from nin_jax.errors import CheckpointError
+from nin_jax.pretrained import caffemodel
+from nin_jax.pretrained.caffemodel import CIFAR10_KERNELS_HWIO, import_nin, read_caffemodel
 
 
 def varint(value):

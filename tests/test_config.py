@@ -7,9 +7,11 @@ import pytest
 from helpers import PAGES, ROOT, load_page, tiny_config
 from ml_collections import ConfigDict
 
-from nin_jax import commands, workdir
-from nin_jax.config import default_config, flatten, make_plan, smoke, validate, variants
+from nin_jax import commands
+from nin_jax.config import default_config, flatten, smoke, validate, variants
 from nin_jax.errors import ConfigError
+from nin_jax.plan import make_plan
+from nin_jax.runs import workdir
 
 VARIANTS = {
     'quickstart': [],

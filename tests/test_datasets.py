@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from nin_jax import cache, datasets
-from nin_jax.datasets import DATASETS, load
+from nin_jax.data import cache, datasets
+from nin_jax.data.catalog import DATASETS
+from nin_jax.data.datasets import load_arrays
 from nin_jax.errors import ConfigError, DataError
 
 
@@ -34,8 +35,8 @@ def read_cifar(path, names, label_bytes):
 
 
 def test_subset_splits_are_disjoint_and_whole():
-    train, valid, test = (load('mnist_subset', split) for split in datasets.SPLITS)
-    both = load('mnist_subset', 'train+valid')
+    train, valid, test = (load_arrays('mnist_subset', split) for split in datasets.SPLITS)
+    both = load_arrays('mnist_subset', 'train+valid')
     assert [len(s.images) for s in (train, valid, test, both)] == [4000, 1000, 1000, 5000]
     np.testing.assert_array_equal(both.images, np.concatenate([train.images, valid.images]))
     np.testing.assert_array_equal(both.labels, np.concatenate([train.labels, valid.labels]))
@@ -47,8 +48,8 @@ def test_subset_splits_are_disjoint_and_whole():
 
 
 def test_splits_are_joined_in_the_order_given():
-    joined = load('mnist_subset', 'valid+train')
-    np.testing.assert_array_equal(joined.images[:1000], load('mnist_subset', 'valid').images)
+    joined = load_arrays('mnist_subset', 'valid+train')
+    np.testing.assert_array_equal(joined.images[:1000], load_arrays('mnist_subset', 'valid').images)
 
 
 def test_held_out_images_of_svhn_are_the_first_of_each_class():
@@ -72,7 +73,7 @@ def test_paper_sizes_follow_from_the_table():
 
 
 def test_a_small_sample_of_svhn_holds_out_half(svhn_dir):
-    train, valid, test = (load('svhn_cropped', s, str(svhn_dir)) for s in datasets.SPLITS)
+    train, valid, test = (load_arrays('svhn_cropped', s, str(svhn_dir)) for s in datasets.SPLITS)
     # 6 of each class in train and 4 in extra: half of each is held out.
     assert (len(train.labels), len(valid.labels), len(test.labels)) == (50, 50, 30)
     assert np.bincount(valid.labels).tolist() == [5] * 10
@@ -95,13 +96,13 @@ def test_a_small_sample_of_svhn_holds_out_half(svhn_dir):
 )
 def test_unknown_names_are_one_sentence(name, splits, sentence):
     with pytest.raises(ConfigError) as error:
-        load(name, splits)
+        load_arrays(name, splits)
     assert str(error.value).startswith(sentence)
 
 
 def test_not_prepared_says_how_to_prepare(tmp_path):
     with pytest.raises(DataError) as error:
-        load('cifar10', 'train', str(tmp_path))
+        load_arrays('cifar10', 'train', str(tmp_path))
     assert str(error.value) == (
         f'cifar10 is not prepared in {tmp_path}: run  python -m experiments.prepare cifar10  '
         '(or set data.dir)'
@@ -130,7 +131,7 @@ def cache_folder(root):
 @pytest.mark.parametrize('file', ['train_images.npy', 'train_labels.npy'])
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'delete'])
 def test_damage_is_named_and_mended_by_deleting_the_folder(svhn_dir, file, damage):
-    before = load('svhn_cropped', 'train', str(svhn_dir))
+    before = load_arrays('svhn_cropped', 'train', str(svhn_dir))
     path = cache_folder(svhn_dir) / file
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -139,13 +140,13 @@ def test_damage_is_named_and_mended_by_deleting_the_folder(svhn_dir, file, damag
     else:
         path.write_bytes(data if damage == 'flip' else data[:-1])
     with pytest.raises(DataError) as error:
-        load('svhn_cropped', 'train', str(svhn_dir))
+        load_arrays('svhn_cropped', 'train', str(svhn_dir))
     assert str(error.value) == (
         f'{path} is damaged: delete {path.parent}, it is rebuilt on the next start'
     )
-    load('svhn_cropped', 'test', str(svhn_dir))  # untouched files stay usable
+    load_arrays('svhn_cropped', 'test', str(svhn_dir))  # untouched files stay usable
     shutil.rmtree(path.parent)
-    after = load('svhn_cropped', 'train', str(svhn_dir))
+    after = load_arrays('svhn_cropped', 'train', str(svhn_dir))
     np.testing.assert_array_equal(after.images, before.images)
 
 
@@ -156,7 +157,7 @@ def test_damaged_index_is_named(svhn_dir, text):
     if text is not None:
         index.write_text(text)
     with pytest.raises(DataError, match=r'index\.json is damaged: delete '):
-        load('svhn_cropped', 'test', str(svhn_dir))
+        load_arrays('svhn_cropped', 'test', str(svhn_dir))
 
 
 def test_labels_out_of_range_are_refused(svhn_dir):
@@ -169,14 +170,14 @@ def test_labels_out_of_range_are_refused(svhn_dir):
     del index['seal']
     (folder / 'index.json').write_text(json.dumps(index))
     with pytest.raises(DataError, match='svhn_cropped/test holds labels 0 to 10, expected 0 to 9'):
-        load('svhn_cropped', 'test', str(svhn_dir))
+        load_arrays('svhn_cropped', 'test', str(svhn_dir))
 
 
 def test_half_written_cache_does_not_count(svhn_dir):
     folder = cache_folder(svhn_dir)
     folder.rename(folder.with_name(f'{folder.name}.incomplete'))  # as a killed run leaves it
     (folder.with_name(f'{folder.name}.incomplete') / 'index.json').unlink()
-    assert len(load('svhn_cropped', 'test', str(svhn_dir)).labels) == 30
+    assert len(load_arrays('svhn_cropped', 'test', str(svhn_dir)).labels) == 30
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -184,7 +185,7 @@ def test_a_cache_alone_is_enough_and_needs_no_tfds(svhn_dir):
     shutil.rmtree(svhn_dir / 'svhn_cropped')
     code = (
         'import sys; from nin_jax.datasets import load; '
-        f'assert len(load("svhn_cropped", "test", {str(svhn_dir)!r}).labels) == 30; '
+        f'assert len(load_arrays("svhn_cropped", "test", {str(svhn_dir)!r}).labels) == 30; '
         'print([m for m in sys.modules if m.split(".")[0] in '
         '("tensorflow_datasets", "tensorflow", "jax", "array_record", "PIL")])'
     )
@@ -198,23 +199,23 @@ def test_damaged_or_foreign_tfds_folders_are_named(svhn_dir):
     whole = records.read_bytes()
     records.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=f'{folder} is damaged'):
-        load('svhn_cropped', 'test', str(svhn_dir))
+        load_arrays('svhn_cropped', 'test', str(svhn_dir))
     records.write_bytes(whole)
     info = folder / 'dataset_info.json'
     text = info.read_text()
     info.write_text(text.replace('array_record', 'tfrecord'))
     with pytest.raises(DataError, match='holds tfrecord files, which need TensorFlow'):
-        load('svhn_cropped', 'test', str(svhn_dir))
+        load_arrays('svhn_cropped', 'test', str(svhn_dir))
     info.write_text(text[:-20])
     with pytest.raises(DataError, match=r'dataset_info\.json is damaged'):
-        load('svhn_cropped', 'test', str(svhn_dir))
+        load_arrays('svhn_cropped', 'test', str(svhn_dir))
 
 
 def test_unwritable_cache_is_one_sentence(svhn_dir):
     shutil.rmtree(svhn_dir / cache.FOLDER)
     (svhn_dir / cache.FOLDER).write_text('in the way')
     with pytest.raises(DataError, match='cannot be written'):
-        load('svhn_cropped', 'test', str(svhn_dir))
+        load_arrays('svhn_cropped', 'test', str(svhn_dir))
 
 
 # ---- real data ----
@@ -225,7 +226,7 @@ def test_subset_is_the_official_bytes(archives):
         ('train', 'train', 11, 'train+valid'),
         ('test', 't10k', 10, 'test'),
     ):
-        subset = load('mnist_subset', split)
+        subset = load_arrays('mnist_subset', split)
         count = DATASETS['mnist_subset'].examples[part]
         images = read_idx(archives / 'mnist' / f'{stem}-images-idx3-ubyte.gz', 16)
         labels = read_idx(archives / 'mnist' / f'{stem}-labels-idx1-ubyte.gz', 8)
@@ -236,8 +237,8 @@ def test_subset_is_the_official_bytes(archives):
 
 @pytest.mark.parametrize('name', ['mnist', 'cifar10', 'cifar100'])
 def test_counts_and_means_are_the_published_ones(data_dir, name):
-    official = load(name, 'train+valid', data_dir)
-    test = load(name, 'test', data_dir)
+    official = load_arrays(name, 'train+valid', data_dir)
+    test = load_arrays(name, 'test', data_dir)
     dataset = DATASETS[name]
     assert {'train': len(official.labels), 'test': len(test.labels)} == dataset.examples
     means = official.images.mean(axis=(0, 1, 2)) / 255
@@ -256,7 +257,7 @@ def test_counts_and_means_are_the_published_ones(data_dir, name):
 
 def test_mnist_is_in_official_order(archives, data_dir):
     for split, stem in (('train+valid', 'train'), ('test', 't10k')):
-        ours = load('mnist', split, data_dir)
+        ours = load_arrays('mnist', split, data_dir)
         images = read_idx(archives / 'mnist' / f'{stem}-images-idx3-ubyte.gz', 16)
         np.testing.assert_array_equal(ours.images.ravel(), images)
         labels = read_idx(archives / 'mnist' / f'{stem}-labels-idx1-ubyte.gz', 8)
@@ -265,9 +266,9 @@ def test_mnist_is_in_official_order(archives, data_dir):
 
 def test_a_cache_is_rebuilt_in_a_fresh_process(data_dir, tmp_path):
     (tmp_path / 'mnist').symlink_to(f'{data_dir}/mnist')
-    code = f'from nin_jax.datasets import load; load("mnist", "test", {str(tmp_path)!r})'
+    code = f'from nin_jax.datasets import load; load_arrays("mnist", "test", {str(tmp_path)!r})'
     subprocess.run([sys.executable, '-c', code], check=True)
-    rebuilt, before = (load('mnist', 'test', str(root)) for root in (tmp_path, data_dir))
+    rebuilt, before = (load_arrays('mnist', 'test', str(root)) for root in (tmp_path, data_dir))
     np.testing.assert_array_equal(rebuilt.images, before.images)
     np.testing.assert_array_equal(rebuilt.labels, before.labels)
 
@@ -276,19 +277,30 @@ def test_cifar10_is_in_official_order(archives, data_dir):
     path = archives / 'cifar10' / 'cifar-10-binary.tar.gz'
     names = [f'cifar-10-batches-bin/data_batch_{k}.bin' for k in range(1, 6)]
     labels, images = read_cifar(path, names, 1)
-    official = load('cifar10', 'train+valid', data_dir)
+    official = load_arrays('cifar10', 'train+valid', data_dir)
     np.testing.assert_array_equal(official.images, images)
     np.testing.assert_array_equal(official.labels, labels[:, 0])
-    valid = load('cifar10', 'valid', data_dir)
+    valid = load_arrays('cifar10', 'valid', data_dir)
     np.testing.assert_array_equal(valid.images, images[40_000:])
     assert official.class_names[:3] == ('airplane', 'automobile', 'bird')
-    assert load('cifar10', 'test', data_dir).labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
+    assert load_arrays('cifar10', 'test', data_dir).labels[:10].tolist() == [
+        3,
+        8,
+        8,
+        0,
+        6,
+        6,
+        1,
+        6,
+        3,
+        1,
+    ]
 
 
 def test_cifar100_uses_fine_labels_in_official_order(archives, data_dir):
     path = archives / 'cifar100' / 'cifar-100-binary.tar.gz'
     labels, images = read_cifar(path, ['cifar-100-binary/test.bin'], 2)
-    test = load('cifar100', 'test', data_dir)
+    test = load_arrays('cifar100', 'test', data_dir)
     np.testing.assert_array_equal(test.images, images)
     np.testing.assert_array_equal(test.labels, labels[:, 1])
     assert test.class_names[:2] == ('apple', 'aquarium_fish') and len(test.class_names) == 100
@@ -299,10 +311,10 @@ def test_svhn_sample_is_in_official_order(archives, data_dir):
         part: scipy.io.loadmat(archives / 'svhn_sample' / f'{part}_32x32.mat')
         for part in ('train', 'extra', 'test')
     }
-    test = load('svhn_cropped', 'test', data_dir)
+    test = load_arrays('svhn_cropped', 'test', data_dir)
     np.testing.assert_array_equal(test.images, mats['test']['X'].transpose(3, 0, 1, 2))
     np.testing.assert_array_equal(test.labels, mats['test']['y'][:, 0] % 10)
-    both = load('svhn_cropped', 'train+valid', data_dir)
+    both = load_arrays('svhn_cropped', 'train+valid', data_dir)
     expected = {mats[p]['X'][..., k].tobytes() for p in ('train', 'extra') for k in range(183)}
     assert expected <= {image.tobytes() for image in both.images}
     assert len(both.labels) == len(mats['train']['y']) + len(mats['extra']['y'])

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from helpers import ROOT, command, metrics, run_main, summary
 
-from nin_jax import distributed, trained
+from nin_jax import distributed
 from nin_jax.errors import UserError
-from nin_jax.interrupt import RESUME_ME
+from nin_jax.pretrained import trained
+from nin_jax.runs.interrupt import RESUME_ME
 
 TOLERANCE = 1e-5
 SETTINGS = ('--config.train.steps_per_call=1', '--config.train.duration=40steps')

@@ -14,13 +14,11 @@ from helpers import ROOT, metrics, run_main, run_module, tiny_config
 from safetensors.numpy import load_file, save_file
 
 import nin_jax
-from nin_jax import card, stablehlo, trained
-from nin_jax.cache import file_sha256
-from nin_jax.checkpoint import read_json
+from nin_jax.data.preprocess import Preprocess
 from nin_jax.errors import CheckpointError
-from nin_jax.model import NIN, Block
-from nin_jax.preprocess import Preprocess
-from nin_jax.records import write_json
+from nin_jax.files import file_sha256, read_json, write_json
+from nin_jax.models.nin import NIN, Block
+from nin_jax.pretrained import model_card, stablehlo, trained
 
 # What somebody without this project types; cwd is elsewhere.
 STRANGER = """
@@ -126,14 +124,16 @@ def test_the_card_knows_other_seeds_and_steps(workdir, tmp_path):
         summary = read_json(path)
         summary['config'] |= change
         write_json(path, summary | {'final_error': 0.5 if name == 'b' else 0.25})
-    found = card.provenance(tmp_path / 'a', 24)
+    found = model_card.provenance(tmp_path / 'a', 24)
     assert found['other_errors'] == [0.5] and found['error'] == final
     network = trained.load(tmp_path / 'a')
-    text = card.text(network, found | {'largest_difference': 0.0})
+    text = model_card.text(network, found | {'largest_difference': 0.0})
     mean, deviation = 100 * (final + 0.5) / 2, 100 * abs(final - 0.5) / 2**0.5
     assert f'over 2 seeds {mean:.2f} ± {deviation:.2f} %' in text
-    assert card.provenance(tmp_path / 'a', 16)['error'] == metrics(workdir, 'eval')[1]['error']
-    assert card.provenance(tmp_path / 'a', 17)['error'] is None
+    assert (
+        model_card.provenance(tmp_path / 'a', 16)['error'] == metrics(workdir, 'eval')[1]['error']
+    )
+    assert model_card.provenance(tmp_path / 'a', 17)['error'] is None
 
 
 def flip(path):

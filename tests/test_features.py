@@ -6,10 +6,11 @@ import pytest
 from flax import nnx
 from helpers import load_page, run_main
 
-from nin_jax import datasets, trained
+from nin_jax.data import datasets
 from nin_jax.errors import ConfigError
-from nin_jax.features import features, layer_names
-from nin_jax.model import NIN, Block
+from nin_jax.models.features import features, layer_names
+from nin_jax.models.nin import NIN, Block
+from nin_jax.pretrained import trained
 
 BLOCKS = (
     Block((8, 6, 5), 3, 'max', 0.5, ()),
@@ -82,7 +83,7 @@ def test_unknown_layers_are_told(network):
 def test_features_of_a_run(tmp_path):
     assert run_main(f'--workdir={tmp_path}').returncode == 0
     network = trained.load(tmp_path)
-    digits = datasets.load('mnist_subset', 'test').images[:5]
+    digits = datasets.load_arrays('mnist_subset', 'test').images[:5]
     found = network.features(digits, ('pool2', 'gap', 'pool1'), chunk=2)
     logits, maps = network.score(digits)
     np.testing.assert_allclose(found['gap'], logits, atol=1e-6)

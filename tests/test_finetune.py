@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import run_main, run_module, tiny_config
+from helpers import assemble, run_main, run_module, tiny_config
 
-from nin_jax import commands, datasets, optim, run, trained
-from nin_jax.checkpoint import digest
+from nin_jax import commands
 from nin_jax.config import block
+from nin_jax.data import datasets
 from nin_jax.errors import CheckpointError, ConfigError
+from nin_jax.pretrained import trained
+from nin_jax.runs.checkpoint import digest
+from nin_jax.train import optimizer
 
 HEAD = ('mlpconvs', 'mlpconv2', 'layers', 'cccp2')
 
@@ -54,7 +57,7 @@ def assert_equal(ours, theirs):
 
 
 def test_all_layers_but_the_last_are_taken_over(source, weights):
-    assembled = run.assemble(config_from(source))
+    assembled = assemble(config_from(source))
     state, fresh = assembled.start(0), assembled.init_state(0)
     (head, backbone), (fresh_head, _) = split(state.params), split(fresh.params)
     assert_equal(backbone, split(weights)[1])
@@ -66,12 +69,12 @@ def test_all_layers_but_the_last_are_taken_over(source, weights):
 
 
 def test_the_last_layer_too_if_asked_for(source, weights):
-    assembled = run.assemble(config_from(source, **{'init.new_head': False}))
+    assembled = assemble(config_from(source, **{'init.new_head': False}))
     assert digest(assembled.start(0).params) == digest(weights)
 
 
 def test_without_init_weights_nothing_changes():
-    assembled = run.assemble(tiny_config())
+    assembled = assemble(tiny_config())
     assert digest(assembled.start(0)) == digest(assembled.init_state(0))
 
 
@@ -103,7 +106,7 @@ def test_a_frozen_backbone_stays_as_it_was(source, weights, two_classes, tmp_pat
     tuned = trained.load(tmp_path / 'run')
     head, backbone = split(tuned.params)
     assert_equal(backbone, split(weights)[1])
-    first_head, _ = split(run.assemble(config).init_state(0).params)
+    first_head, _ = split(assemble(config).init_state(0).params)
     assert head[(*HEAD, 'bias')].shape == (2,)
     assert np.abs(head[(*HEAD, 'kernel')] - first_head[(*HEAD, 'kernel')]).max() > 1e-4
     assert tuned.config.init.weights == str(source) and tuned.class_names == ('even', 'odd')
@@ -111,13 +114,13 @@ def test_a_frozen_backbone_stays_as_it_was(source, weights, two_classes, tmp_pat
 
 def test_learning_rates_by_group():
     config = tiny_config()
-    params = run.assemble(config).init_state(0).params
+    params = assemble(config).init_state(0).params
     gradients = jax.tree.map(jnp.ones_like, params)
     config.optim.weight_decay = 0.0
 
     def first_update(backbone_lr):
         config.optim.backbone_lr = backbone_lr
-        optimiser = optim.make_optimiser(config.optim, params, HEAD, (), 1)
+        optimiser = optimizer.make_optimizer(config.optim, params, HEAD, (), 1)
         updates, _ = optimiser.update(gradients, optimiser.init(params), params, value=0.0)
         return split(updates)
 
@@ -143,7 +146,7 @@ def test_learning_rates_by_group():
 def test_what_does_not_fit_is_named(source, change, words):
     config = config_from(source)
     change(config)
-    assembled = run.assemble(config)
+    assembled = assemble(config)
     if not words:  # the old last layer fits as an inner one, or is not needed
         assembled.start(0)
         return
@@ -155,7 +158,7 @@ def test_what_does_not_fit_is_named(source, change, words):
 
 def test_no_such_run(tmp_path):
     with pytest.raises(CheckpointError, match='holds no config'):
-        run.assemble(config_from(tmp_path / 'nope')).start(0)
+        assemble(config_from(tmp_path / 'nope')).start(0)
     result = run_main(f'--workdir={tmp_path / "run"}', f'--config.init.weights={tmp_path}')
     assert result.returncode == 2 and result.stderr.count('\n') == 1
 

@@ -8,17 +8,22 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers import load_page, tiny_config
+from helpers import assemble, load_page, tiny_config
 from ml_collections import ConfigDict
 from PIL import Image
 
-from nin_jax import cache, commands, datasets, photos, run
-from nin_jax.config import block, make_plan
-from nin_jax.describe import layer_table
+from nin_jax import commands
+from nin_jax.config import block
+from nin_jax.data import cache, datasets, photos
+from nin_jax.data.photos import cut, open_split
+from nin_jax.data.preprocess import mean_color
+from nin_jax.devices import make_mesh
 from nin_jax.errors import ConfigError, DataError
-from nin_jax.model import count_parameters
-from nin_jax.photos import cut, open_split
-from nin_jax.preprocess import mean_colour
+from nin_jax.models.factory import layer_blocks
+from nin_jax.models.nin import count_parameters
+from nin_jax.models.summary import layer_table
+from nin_jax.plan import make_plan
+from nin_jax.train.trainer import make_setup
 
 SIZES = [(40, 60), (60, 40), (33, 33), (20, 90), (64, 48)]  # height, width
 CLASSES = ('ant', 'bee', 'cow')
@@ -74,7 +79,7 @@ def config_of(folder):
 
 def test_layers_of_the_page():
     config = load_page('imagenet')
-    blocks = run.model_blocks(config, 1000)
+    blocks = layer_blocks(config, 1000)
     table = layer_table(blocks, (224, 224, 3))
     sizes = {row.name.split()[0]: row.shape for row in table}
     assert {name: shape[0] for name, shape in sizes.items()} == {
@@ -87,9 +92,9 @@ def test_layers_of_the_page():
     assert sum(row.parameters for row in table) == 7_595_176
     assert 1.09e9 < sum(row.macs for row in table) < 1.11e9
     assert [row.stride for row in table if row.name.startswith('pool')] == [8, 16, 32]
-    mesh = run.make_mesh(1)
+    mesh = make_mesh(1)
     plan = make_plan(config, 1_281_167, on_cpu=False)
-    setup, init_state = run.build(config, plan, mesh, (224, 224, 3), 1000)
+    setup, init_state = make_setup(config, plan, mesh, (224, 224, 3), 1000)
     params = jax.eval_shape(init_state, 0).params
     assert count_parameters(params) == 7_595_176
     logits, maps = jax.eval_shape(
@@ -99,7 +104,7 @@ def test_layers_of_the_page():
 
 
 def run_model(setup, params):
-    from nin_jax.step import apply
+    from nin_jax.train.step import apply
 
     return apply(setup.model, params, np.zeros((2, 224, 224, 3), np.float32))
 
@@ -130,7 +135,7 @@ def test_splits_of_a_folder(folder, insects):
     seen += [valid.take(np.array([i]), None)[0].mean((0, 1, 2)).tolist() for i in range(6)]
     assert len({tuple(np.round(s[:2])) for s in seen}) == 27  # each photograph once
     assert len(open_split('insects', 'train+test', str(folder), limit=23)) == 23
-    assert len(datasets.load('insects', 'test', str(folder)).labels) == 9
+    assert len(datasets.load_arrays('insects', 'test', str(folder)).labels) == 9
 
 
 def test_cutting():
@@ -148,8 +153,8 @@ def test_cutting():
     assert cut(ramp_HWC[:24, :24], 24, (24, 24), keys[0]).shape == (24, 24, 3)  # no room
 
 
-def test_mean_colour_is_taken_off():
-    prep = mean_colour((10, 20, 30))
+def test_mean_color_is_taken_off():
+    prep = mean_color((10, 20, 30))
     out = prep(np.full((1, 2, 5, 3), 40, np.uint8))
     np.testing.assert_array_equal(out[0, 1, 4], [30, 20, 10])
 
@@ -217,10 +222,10 @@ def test_mistakes(folder, insects, tmp_path, monkeypatch):
     config = config_of(folder)
     config.data.residency = 'device'
     with pytest.raises(ConfigError, match="'device': insects is read from the disk"):
-        run.assemble(config)
+        assemble(config)
     config.data.residency, config.preprocess.recipe = 'auto', 'gcn_zca'
     with pytest.raises(ConfigError, match="'gcn_zca': it is fitted to images in memory"):
-        run.assemble(config)
+        assemble(config)
     broken = tmp_path / 'insects'
     shutil.copytree(folder / 'insects', broken)
     (broken / 'train' / 'bee' / '000.jpg').write_bytes(b'no picture')

@@ -12,13 +12,12 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import ROOT, command, metrics, run_main, summary, tiny_config
+from helpers import ROOT, assemble, command, metrics, run_main, summary, tiny_config
 
-from nin_jax import checkpoint
-from nin_jax.checkpoint import Checkpoints, digest
 from nin_jax.errors import CheckpointError
-from nin_jax.interrupt import RESUME_ME
-from nin_jax.run import assemble
+from nin_jax.runs import checkpoint
+from nin_jax.runs.checkpoint import Checkpoints, digest
+from nin_jax.runs.interrupt import RESUME_ME
 
 TIMING = ('images_per_s',)
 

@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 from helpers import PAGES, load_page
 
-from nin_jax.datasets import lookup
-from nin_jax.describe import layer_table
-from nin_jax.model import NIN, Block, MLPConv, dropout, global_average_pooling
-from nin_jax.run import fc_classes, model_blocks
+from nin_jax.data.catalog import lookup
+from nin_jax.models.factory import fc_classes, layer_blocks
+from nin_jax.models.nin import NIN, Block, MLPConv, dropout, global_average_pooling
+from nin_jax.models.summary import layer_table
 
 # Sums over the authors' cuda-convnet layer files (NIN/*_def).
 PARAMETERS = {
@@ -39,7 +39,7 @@ def test_parameter_counts(page):
     config = load_page(page)
     dataset = lookup(config.data.name)
     classes, shape = dataset.num_classes, dataset.image_shape
-    blocks = model_blocks(config, classes)
+    blocks = layer_blocks(config, classes)
     fc = fc_classes(config, classes)
     params = nnx.eval_shape(lambda: build(blocks, shape[-1], image_size=shape[:2], fc_classes=fc))
     assert sum(x.size for x in jax.tree.leaves(nnx.state(params))) == PARAMETERS[page]
@@ -48,7 +48,7 @@ def test_parameter_counts(page):
 
 
 def test_layer_table_of_cifar10():
-    rows = layer_table(model_blocks(load_page('cifar10'), 10), (32, 32, 3))
+    rows = layer_table(layer_blocks(load_page('cifar10'), 10), (32, 32, 3))
     assert [r.name for r in rows] == [
         'conv1',
         'cccp1',

@@ -13,19 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import ROOT, load_page, tiny_config
+from helpers import ROOT, assemble, load_page, tiny_config
 from ml_collections import ConfigDict
 
 from launch import ablate, seeds
-from nin_jax import augment, workdir
-from nin_jax.checkpoint import Checkpoints, digest, filled, read_json
-from nin_jax.config import block, default_config, flatten, make_plan, validate
+from nin_jax.config import block, default_config, flatten, validate
+from nin_jax.data import augment
 from nin_jax.errors import CheckpointError, ConfigError
-from nin_jax.optim import make_optimiser
-from nin_jax.records import write_json
-from nin_jax.run import assemble
-from nin_jax.schedules import rise_and_fall
-from nin_jax.step import apply, cross_entropy, evaluate, loss_and_gradient, train_steps
+from nin_jax.files import read_json, write_json
+from nin_jax.plan import make_plan
+from nin_jax.runs import workdir
+from nin_jax.runs.checkpoint import Checkpoints, digest, filled
+from nin_jax.train.optimizer import make_optimizer
+from nin_jax.train.schedules import rise_and_fall
+from nin_jax.train.step import apply, cross_entropy, evaluate, loss_and_gradient, train_steps
 
 
 def small_config() -> ConfigDict:
@@ -47,7 +48,7 @@ def config_with(**changes) -> ConfigDict:
 
 def advance(run, steps: int):
     return train_steps(
-        run.init_state(0), run.train, run.preprocess, setup=run.setup, num_steps=steps
+        run.init_state(0), run.train(0).examples, run.preprocess, setup=run.setup, num_steps=steps
     )
 
 
@@ -57,7 +58,11 @@ def kernel(params: dict) -> np.ndarray:
 
 def batch(run, size: int = 32):
     keys_B = jax.random.split(jax.random.key(0), size)
-    return run.preprocess(run.train.images[:size]), run.train.labels[:size], keys_B
+    return (
+        run.preprocess(run.train(0).examples.images[:size]),
+        run.train(0).examples.labels[:size],
+        keys_B,
+    )
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -110,7 +115,9 @@ def test_each_switch_alone_changes_the_run_and_trains(key, plain):
         assert (kernel(state.params) == kernel(plain[0].params)).all()  # it only looks on
     assert (kernel(state.weights) != kernel(plain[0].weights)).any()
     for _ in range(8):
-        state, last = train_steps(state, run.train, run.preprocess, setup=run.setup, num_steps=3)
+        state, last = train_steps(
+            state, run.train(0).examples, run.preprocess, setup=run.setup, num_steps=3
+        )
     assert float(last['loss']) < float(first['loss'])
 
 
@@ -124,10 +131,16 @@ def test_the_whole_recipe_learns_and_is_evaluated():
     config.train.duration = '120steps'
     run = assemble(config)
     state = run.init_state(0)
-    before = int(evaluate(state.weights, run.eval, run.preprocess, setup=run.setup)['errors'])
+    before = int(
+        evaluate(state.weights, run.eval.examples, run.preprocess, setup=run.setup)['errors']
+    )
     for _ in range(15):
-        state, _ = train_steps(state, run.train, run.preprocess, setup=run.setup, num_steps=8)
-    after = int(evaluate(state.weights, run.eval, run.preprocess, setup=run.setup)['errors'])
+        state, _ = train_steps(
+            state, run.train(0).examples, run.preprocess, setup=run.setup, num_steps=8
+        )
+    after = int(
+        evaluate(state.weights, run.eval.examples, run.preprocess, setup=run.setup)['errors']
+    )
     assert after < 0.75 * before  # 1,024 images, 120 steps, 8 channels
 
 
@@ -320,7 +333,7 @@ def updates_of(rule: str, steps: int = 3, **changes):
     """Parameters after some steps down random gradients."""
     config = default_config().optim
     config.update(dict(rule=rule, schedule='one_cycle', bias_lr=1.0, last_layer_lr=1.0) | changes)
-    tx = make_optimiser(config, PARAMS, ('last',), (), epoch=2, warmup=0, total=10)
+    tx = make_optimizer(config, PARAMS, ('last',), (), epoch=2, warmup=0, total=10)
     return run_optimiser(tx, steps)
 
 
@@ -380,7 +393,9 @@ def test_ema_by_its_formula():
     average = np.float64(kernel(state.ema))
     np.testing.assert_array_equal(average, kernel(state.params))
     for step in range(6):
-        state, _ = train_steps(state, run.train, run.preprocess, setup=run.setup, num_steps=1)
+        state, _ = train_steps(
+            state, run.train(0).examples, run.preprocess, setup=run.setup, num_steps=1
+        )
         decay = min(0.3, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * kernel(state.params)
     np.testing.assert_allclose(kernel(state.ema), average, rtol=1e-4, atol=1e-6)
@@ -408,12 +423,12 @@ def test_views_are_moved_and_mirrored():
 def test_test_time_augmentation_averages_logits(tta):
     run = assemble(config_with(eval__tta=tta))
     weights = run.init_state(0).weights
-    x_NHWC = run.preprocess(run.eval.images)
+    x_NHWC = run.preprocess(run.eval.examples.images)
     logits = [apply(run.setup.model, weights, v)[0] for v in augment.views(x_NHWC, tta)]
     mean_NK = np.mean(logits, axis=0)
     scores = evaluate(weights, run.eval, run.preprocess, setup=run.setup)
-    assert int(scores['errors']) == int((mean_NK.argmax(-1) != run.eval.labels).sum())
-    losses_N = cross_entropy(jnp.asarray(mean_NK), run.eval.labels)
+    assert int(scores['errors']) == int((mean_NK.argmax(-1) != run.eval.examples.labels).sum())
+    losses_N = cross_entropy(jnp.asarray(mean_NK), run.eval.examples.labels)
     assert float(scores['loss']) == pytest.approx(float(losses_N.mean()), rel=1e-5)
 
 
@@ -480,9 +495,9 @@ for devices in (1, 8):
     config.devices = devices
     run = assemble(config)
     state, metrics = train_steps(
-        run.init_state(0), run.train, run.preprocess, setup=run.setup, num_steps=4
+        run.init_state(0), run.train(0).examples, run.preprocess, setup=run.setup, num_steps=4
     )
-    scores = evaluate(state.weights, run.eval, run.preprocess, setup=run.setup)
+    scores = evaluate(state.weights, run.eval.examples, run.preprocess, setup=run.setup)
     ends.append(jax.device_get((state.weights, state.params, metrics['loss'], scores['loss'])))
 for one, eight in zip(*map(jax.tree.leaves, ends), strict=True):
     np.testing.assert_allclose(one, eight, rtol=2e-3, atol=2e-4)

@@ -10,8 +10,9 @@ import pytest
 from helpers import ROOT, summary, tiny_config
 from tensorflow_datasets.image_classification import mnist
 
-from nin_jax import commands, datasets
-from nin_jax.prepare import prepare
+from nin_jax import commands
+from nin_jax.data import datasets
+from nin_jax.data.prepare import prepare
 
 TEXT = (ROOT / 'WORKSPACE.md').read_text().split('## A new dataset')[1].split('\n## ')[0]
 CODE, BASH = (re.search(rf'```{kind}\n(.*?)```', TEXT, re.S)[1] for kind in ('python', 'bash'))
@@ -48,7 +49,7 @@ def test_worked_example(archives, tmp_path, monkeypatch, capsys):
     name = prepare_command[3]
     prepare(name, str(tmp_path / 'tfds'), str(archives))
     assert 'A SAMPLE' in capsys.readouterr().out
-    split = datasets.load(name, 'train', str(tmp_path / 'tfds'))
+    split = datasets.load_arrays(name, 'train', str(tmp_path / 'tfds'))
     assert len(split.class_names) == 10 and split.class_names[0] == 'T-shirt/top'
     np.testing.assert_array_equal(split.images.mean((1, 2, 3)) > 127, split.labels % 2)
 

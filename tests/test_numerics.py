@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 from helpers import load_page, metrics, run_main, summary
 
-from nin_jax import datasets
-from nin_jax.config import make_plan
-from nin_jax.run import build, make_mesh
+from nin_jax.data import datasets
+from nin_jax.devices import make_mesh
+from nin_jax.plan import make_plan
+from nin_jax.train.trainer import make_setup
 
 EPOCH = 8  # steps: 256 images in batches of 32
 DEAD = (
@@ -70,13 +71,13 @@ def gradients(page: str, dtype: str, scales: tuple[float, ...], images: int = 16
     """
     config = load_page(page)
     config.dtype, config.train.batch_size = dtype, images
-    split = datasets.load('mnist_subset', 'train')
+    split = datasets.load_arrays('mnist_subset', 'train')
     x_BHWC = jnp.asarray(split.images[:images], jnp.float32) / 255
     if page == 'cifar10':
         x_BHWC = jnp.repeat(jnp.pad(x_BHWC, ((0, 0), (2, 2), (2, 2), (0, 0))), 3, -1)
     labels_B = jnp.asarray(split.labels[:images])
     plan = make_plan(config, len(split.labels), on_cpu=True)
-    setup, init_state = build(config, plan, make_mesh(1), x_BHWC.shape[1:], 10)
+    setup, init_state = make_setup(config, plan, make_mesh(1), x_BHWC.shape[1:], 10)
     keys_B = jax.random.split(jax.random.key(0), images)
 
     @jax.jit

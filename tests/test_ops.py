@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from nin_jax import ops
+from nin_jax.models import ops
 
 
 def normal(*shape, seed=0, dtype=np.float32):

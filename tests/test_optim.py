@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from nin_jax.config import default_config
-from nin_jax.optim import make_optimiser
+from nin_jax.train.optimizer import make_optimizer
 
 LAST = ('b', 'last')
 
@@ -27,7 +27,7 @@ def params_and_grads(steps):
 
 def optimise(config, drops, steps, errors=None):
     params, grads = params_and_grads(steps)
-    tx = make_optimiser(config, params, LAST, drops, epoch=2)
+    tx = make_optimizer(config, params, LAST, drops, epoch=2)
     state, rates = tx.init(params), []
     for i, g in enumerate(grads):
         updates, state = tx.update(g, state, params, value=errors[i] if errors else 0.5)

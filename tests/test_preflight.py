@@ -11,12 +11,12 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, TINY_PAGE, load_page, run_module, tiny_config
+from helpers import ROOT, TINY_PAGE, assemble, load_page, run_module, tiny_config
 
-from nin_jax import datasets, preflight
-from nin_jax.config import make_plan
+from launch.preflight import analysis
+from nin_jax.data import datasets
 from nin_jax.errors import UserError
-from nin_jax.run import assemble
+from nin_jax.plan import make_plan
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None,
@@ -26,13 +26,13 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture(scope='module')
 def local():
-    return preflight.report(tiny_config(), 'local')
+    return analysis.report(tiny_config(), 'local')
 
 
 def test_shapes_without_data_are_those_of_the_run():
     run = assemble(tiny_config())
     for split, images in ((run.train, 256), (run.eval, 256)):
-        ours = preflight.abstract_examples(run.config, images)
+        ours = analysis.abstract_examples(run.config, images)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), split) == jax.tree.map(
             lambda x: (x.shape, x.dtype), ours
         )
@@ -44,8 +44,8 @@ def test_whitened_images_and_their_zca_have_the_runs_shapes():
     config.preprocess.recipe = 'gcn_zca'
     run = assemble(config)
     for real, ours in (
-        (run.train, preflight.abstract_examples(config, 256)),
-        (run.preprocess, preflight.abstract_preprocess(config)),
+        (run.train, analysis.abstract_examples(config, 256)),
+        (run.preprocess, analysis.abstract_preprocess(config)),
     ):
         same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), real, ours)
         assert all(jax.tree.leaves(same))
@@ -53,7 +53,7 @@ def test_whitened_images_and_their_zca_have_the_runs_shapes():
 
 def test_counts_are_those_of_the_loaded_splits():
     for splits in ('train', 'valid', 'test', 'train+valid'):
-        loaded = len(datasets.load('mnist_subset', splits).labels)
+        loaded = len(datasets.load_arrays('mnist_subset', splits).labels)
         assert datasets.count('mnist_subset', splits) == loaded
     # Section 4.4 of the paper: 400 and 200 images a class are held out of SVHN's training images.
     assert datasets.count('svhn_cropped', 'valid') == 6000
@@ -92,13 +92,13 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %w = (f32[4]) while(%r), condition=%c, body=%body
 }
 """
-    traffic, collectives = preflight.step_costs(hlo, 10)
+    traffic, collectives = analysis.step_costs(hlo, 10)
     assert collectives == {'all-reduce': (1, 34), 'all-gather': (1, 32)}
     assert traffic == (24 + 24) + 28 + 20 + (24 + 24 + 28)
     # A program of one step is all entry, and the loop in it is that step's own, over its pieces.
     both = {'all-reduce': (2, 434), 'all-gather': (1, 32)}
-    assert preflight.step_costs(hlo, 1) == (800 + traffic, both)
-    assert preflight.step_costs(hlo, 1, pieces=3)[0] == 800 + 3 * traffic
+    assert analysis.step_costs(hlo, 1) == (800 + traffic, both)
+    assert analysis.step_costs(hlo, 1, pieces=3)[0] == 800 + 3 * traffic
 
 
 def test_rows_of_a_table_count_and_not_the_table():
@@ -122,15 +122,15 @@ ENTRY %main (p: u8[9000], q: s32[]) -> f32[5] {
   ROOT %r = f32[5]{0} fusion(/*index=0*/%p, /*index=1*/%q), kind=kLoop, calls=%fused.1
 }
 """
-    assert preflight.step_costs(hlo, 1)[0] == 20 + 4 + 20  # at most what is put out
-    assert preflight.step_costs(hlo.replace('%fused.1\n', '%fused.2\n'), 1)[0] == 9000 + 4 + 20
+    assert analysis.step_costs(hlo, 1)[0] == 20 + 4 + 20  # at most what is put out
+    assert analysis.step_costs(hlo.replace('%fused.1\n', '%fused.2\n'), 1)[0] == 9000 + 4 + 20
 
 
 def test_gradients_of_four_devices_are_summed_once():
     """In a process of its own, as the number of devices is fixed when JAX starts."""
     code = (
         'import json; from tests.helpers import tiny_config; from nin_jax import preflight;'
-        "r = preflight.report(tiny_config(), 'local');"
+        "r = analysis.report(tiny_config(), 'local');"
         'print(json.dumps([r.chips, r.flops, r.model_flops, r.collectives]))'
     )
     result = subprocess.run(
@@ -154,13 +154,13 @@ def test_gradients_of_four_devices_are_summed_once():
 )
 def test_unknown_slice_is_told(topology):
     with pytest.raises(UserError, match='v5e:4x4'):
-        preflight.tpu_slice(topology)
+        analysis.tpu_slice(topology)
 
 
 def test_missing_libtpu_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'needs the compiler .* libtpu'):
-        preflight.tpu_slice('v5e:2x2')
+        analysis.tpu_slice('v5e:2x2')
 
 
 def test_command_tells_mistakes_in_one_sentence():
@@ -192,8 +192,8 @@ def test_a_slice_of_four_tpus():
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:16x16', 'v5p:2x2x1', 'v6e:4x4'])
 def test_cifar10_on_every_kind(topology):
     config = load_page('cifar10')
-    mesh, _ = preflight.tpu_slice(topology)
+    mesh, _ = analysis.tpu_slice(topology)
     assert mesh.size == math.prod(map(int, topology.split(':')[1].split('x')))
     config.train.batch_size = max(128, mesh.size)
-    report = preflight.report(config, topology)
+    report = analysis.report(config, topology)
     assert report.fits and np.isfinite(report.step_s)

@@ -20,12 +20,13 @@ import scipy.io
 import tensorflow_datasets as tfds
 from conftest import write_svhn_archives
 
-from nin_jax import archives as archives_lib
-from nin_jax import cache
-from nin_jax.datasets import DATASETS, load
+from nin_jax.data import archives as archives_lib
+from nin_jax.data import cache
+from nin_jax.data.catalog import DATASETS
+from nin_jax.data.datasets import load_arrays
+from nin_jax.data.prepare import prepare
+from nin_jax.data.tfds_without_tf import tfds_without_tensorflow
 from nin_jax.errors import DataError
-from nin_jax.prepare import prepare
-from nin_jax.tfds_no_tf import tfds_without_tensorflow
 
 REPO = Path(__file__).parents[1]
 
@@ -82,15 +83,15 @@ def test_a_killed_run_is_cleaned_up(svhn_archives, tmp_path):
     (leftover / 'dataset_info.json').write_text('{')
     prepare('svhn_cropped', str(tmp_path), str(svhn_archives))
     assert not list(tmp_path.rglob('*incomplete*'))
-    assert len(load('svhn_cropped', 'test', str(tmp_path)).labels) == 30
+    assert len(load_arrays('svhn_cropped', 'test', str(tmp_path)).labels) == 30
 
 
 def test_a_dataset_prepared_anew_gets_a_new_cache(svhn_dir, tmp_path):
-    assert len(load('svhn_cropped', 'test', str(svhn_dir)).labels) == 30
+    assert len(load_arrays('svhn_cropped', 'test', str(svhn_dir)).labels) == 30
     other = write_svhn_archives(tmp_path / 'new', (('train', 20), ('extra', 20), ('test', 10)))
     (svhn_dir / 'svhn_cropped').rename(tmp_path / 'old')
     prepare('svhn_cropped', str(svhn_dir), str(other))
-    assert len(load('svhn_cropped', 'test', str(svhn_dir)).labels) == 10
+    assert len(load_arrays('svhn_cropped', 'test', str(svhn_dir)).labels) == 10
 
 
 def test_a_running_preparation_is_not_disturbed(svhn_archives, tmp_path):
@@ -144,7 +145,7 @@ def test_another_tfds_is_one_sentence(monkeypatch, svhn_archives, tmp_path):
 @pytest.mark.parametrize('name', ['mnist', 'svhn_cropped', 'cifar10', 'cifar100'])
 def test_plain_tfds_reads_what_we_prepared(data_dir, name):
     source = tfds.data_source(name, split='test', data_dir=data_dir)
-    test = load(name, 'test', data_dir)
+    test = load_arrays(name, 'test', data_dir)
     assert len(source) == len(test.labels)
     ours = {image.tobytes() for image in test.images}
     assert all(source[k]['image'].tobytes() in ours for k in range(100))
@@ -354,7 +355,7 @@ def test_downloaded_archives_are_prepared_and_kept(server, tmp_path, monkeypatch
         ),
     )
     prepare('svhn_cropped', str(tmp_path / 'tfds'))
-    assert len(load('svhn_cropped', 'test', str(tmp_path / 'tfds')).labels) == 30
+    assert len(load_arrays('svhn_cropped', 'test', str(tmp_path / 'tfds')).labels) == 30
     kept = sorted(p.name for p in (tmp_path / 'tfds' / 'downloads' / 'svhn_cropped').iterdir())
     assert kept == ['extra_32x32.mat', 'test_32x32.mat', 'train_32x32.mat']
     assert _Server.requests == 3
@@ -381,7 +382,7 @@ def test_the_command_prepares(svhn_archives, tmp_path):
     done = run_entry('svhn_cropped', f'--archives={svhn_archives}', f'--data_dir={tmp_path}')
     assert done.returncode == 0, done.stderr
     assert done.stderr == ''
-    assert len(load('svhn_cropped', 'test', str(tmp_path)).labels) == 30
+    assert len(load_arrays('svhn_cropped', 'test', str(tmp_path)).labels) == 30
 
 
 @pytest.mark.parametrize(
@@ -412,5 +413,5 @@ def test_help_is_quick_and_names_the_datasets():
     start = time.monotonic()
     done = run_entry('--help')
     assert time.monotonic() - start < 3
-    downloaded = [name for name, d in DATASETS.items() if d.version and not d.resize]
+    downloaded = [name for name, d in DATASETS.items() if d.storage == 'tfds']
     assert all(name in done.stdout for name in downloaded)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
-from nin_jax import preprocess
+from nin_jax.data import preprocess
+from nin_jax.data.preprocess import Preprocess, digest, fit, fit_zca, load, save, whiten_any_size
 from nin_jax.errors import CheckpointError, ConfigError, DataError
-from nin_jax.preprocess import Preprocess, digest, fit, fit_zca, load, save, whiten_any_size
 
 
 def smooth_images(count, height=8, width=8, channels=3, seed=0):

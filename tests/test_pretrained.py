@@ -8,7 +8,9 @@ import pytest
 from helpers import run_main, run_module, summary
 from PIL import Image, ImageFilter
 
-from nin_jax import cam, datasets, pretrained, trained
+from nin_jax.data import datasets
+from nin_jax.pretrained import import_caffe, trained
+from nin_jax.visualize import cam
 
 FLAGS = ('--config.model.blocks.mlpconv2.pool=avg', '--mode=eval')
 PAGE = 'experiments/configs/cifar10.py'
@@ -41,7 +43,7 @@ def run(authors):
 
 @pytest.fixture(scope='module')
 def test_split(data_dir):
-    return datasets.load('cifar10', 'test', data_dir)
+    return datasets.load_arrays('cifar10', 'test', data_dir)
 
 
 def test_an_ordinary_run(authors, run):
@@ -129,10 +131,10 @@ def test_fill_goes_from_first_to_last_and_checks_shapes():
     layers = {n: {'kernel': np.zeros((1, 1, 2, 2)), 'bias': np.zeros(2)} for n in ('cccp1', 'conv')}
     params = {'mlpconvs': {'mlpconv1': {'layers': layers}}}
     new = [(np.full((1, 1, 2, 2), v), np.full(2, v)) for v in (1.0, 2.0)]
-    filled = pretrained.fill(params, new)['mlpconvs']['mlpconv1']['layers']
+    filled = import_caffe.fill(params, new)['mlpconvs']['mlpconv1']['layers']
     assert filled['conv']['bias'][0] == 1 and filled['cccp1']['kernel'][0, 0, 0, 0] == 2
     assert layers['conv']['bias'][0] == 0  # the tree given stays as it is
     with pytest.raises(ValueError, match='mlpconv1 cccp1 is'):
-        pretrained.fill(params, [new[0], (np.zeros((3, 3, 2, 2)), np.zeros(2))])
+        import_caffe.fill(params, [new[0], (np.zeros((3, 3, 2, 2)), np.zeros(2))])
     with pytest.raises(ValueError, match='shorter'):
-        pretrained.fill(params, new[:1])
+        import_caffe.fill(params, new[:1])

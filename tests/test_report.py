@@ -12,9 +12,9 @@ import pytest
 from helpers import PAGES, ROOT, TINY_PAGE, load_page, summary
 
 from experiments import report as entry
-from nin_jax import report
-from nin_jax.interrupt import RESUME_ME
-from nin_jax.paper import FIGURE3, FIGURE3_EPOCHS, OTHERS, TABLES
+from experiments.report import results
+from experiments.report.paper import FIGURE3, FIGURE3_EPOCHS, OTHERS, TABLES
+from nin_jax.runs.interrupt import RESUME_ME
 
 RESULTS = ROOT / 'results'
 
@@ -51,13 +51,13 @@ def record(
         'config': config,
         'command': f'python -m experiments.main --config={page}',
         'device': {'kind': 'cpu', 'platform': 'cpu', 'count': 1, 'cpus': 2, 'machine': 'x86_64'},
-        'columns': list(report.COLUMNS),
+        'columns': list(results.COLUMNS),
         'epochs': [[1.0, 2.0, 0.8, 1.9, 0.7], [2.0, 1.5, 0.5, 1.4, 0.4]],
     }
 
 
 def page_text(runs, pages) -> str:
-    return report.markdown(runs, pages, 'python -m experiments.report results', 'figure3.png')
+    return results.markdown(runs, pages, 'python -m experiments.report results', 'figure3.png')
 
 
 # ---- the paper's figures --------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_figure3_has_26_points_a_curve():
 
 def test_every_page_is_recognised_by_its_config_alone(pages):
     for name in pages:
-        assert report.page_of(pages[name], pages) == name
+        assert results.page_of(pages[name], pages) == name
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,13 @@ def test_every_page_is_recognised_by_its_config_alone(pages):
     ],
 )
 def test_what_a_run_is_of(pages, changes, page):
-    assert report.page_of(pages['cifar10'] | changes, pages) == page
+    assert results.page_of(pages['cifar10'] | changes, pages) == page
 
 
 def test_a_run_from_before_a_key_was_there_has_its_default(pages):
     old = {k: v for k, v in pages['cifar10'].items() if 'head' not in k and 'pieces' not in k}
-    assert report.page_of(old, pages) == 'cifar10'
-    assert report.differences(old, pages['cifar10']) == {}
+    assert results.page_of(old, pages) == 'cifar10'
+    assert results.differences(old, pages['cifar10']) == {}
 
 
 # ---- the page -------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_a_run_of_no_page_is_listed_apart(pages):
 
 def test_the_same_seed_twice_is_refused(pages):
     run = record(pages, 'mnist', 0, 0.005)
-    with pytest.raises(report.RunError, match='are the same run twice'):
+    with pytest.raises(results.RunError, match='are the same run twice'):
         page_text([run, run | {'name': 'copy'}], pages)
 
 
@@ -187,7 +187,7 @@ def test_each_table_has_its_commands(pages):
 def test_figure_is_drawn_with_and_without_our_curves(pages, tmp_path):
     runs = [record(pages, 'cifar10', 0, 0.1), record(pages, 'cifar10:nodropout', 0, 0.15)]
     for path, some in ((tmp_path / 'ours.png', runs), (tmp_path / 'none.png', [])):
-        report.draw_figure3(some, pages, path)
+        results.draw_figure3(some, pages, path)
         assert path.read_bytes().startswith(b'\x89PNG')
     assert (tmp_path / 'ours.png').read_bytes() != (tmp_path / 'none.png').read_bytes()
     assert (
@@ -198,7 +198,7 @@ def test_figure_is_drawn_with_and_without_our_curves(pages, tmp_path):
 
 
 def test_results_page_is_what_the_collected_runs_make():
-    runs = report.load(RESULTS)
+    runs = results.load(RESULTS)
     assert runs and (RESULTS / 'figure3.png').exists()
     text = entry.make(runs, ['results'], ROOT / 'RESULTS.md', RESULTS / 'figure3.png')
     assert (ROOT / 'RESULTS.md').read_text() == text, (
@@ -264,7 +264,7 @@ def test_runs_become_small_files(two_seeds, tmp_path):
     folders = [two_seeds[0] / f'seed{seed}' for seed in (0, 1)]
     result = run_report(*folders, f'--collect={tmp_path / "results"}')
     assert result.returncode == 0, result.stderr
-    runs = report.load(tmp_path / 'results')
+    runs = results.load(tmp_path / 'results')
     assert [run['name'] for run in runs] == ['tiny-seed0', 'tiny-seed1']
     for run, folder in zip(runs, folders, strict=True):
         assert run['final_error'] == summary(folder)['final_error'] == run['epochs'][-1][4]

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny_config
+from helpers import assemble, tiny_config
 
-from nin_jax.run import assemble
-from nin_jax.step import apply, evaluate, example_order, loss_and_gradient, train_steps
+from nin_jax.data.batches import example_order
+from nin_jax.train.step import apply, evaluate, loss_and_gradient, train_steps
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +48,9 @@ def test_order_depends_on_the_seed():
 def advance(run, calls):
     state, losses = run.init_state(0), []
     for k in calls:
-        state, metrics = train_steps(state, run.train, run.preprocess, setup=run.setup, num_steps=k)
+        state, metrics = train_steps(
+            state, run.train(0).examples, run.preprocess, setup=run.setup, num_steps=k
+        )
         losses.append(float(metrics['loss']))
     return state, losses
 
@@ -64,7 +66,10 @@ def test_weights_are_the_same_however_steps_are_grouped(run):
 
 def test_gradient_is_the_same_however_a_batch_is_cut(run):
     state = run.init_state(0)
-    x_BHWC, labels_B = run.preprocess(run.train.images[:32]), run.train.labels[:32]
+    x_BHWC, labels_B = (
+        run.preprocess(run.train(0).examples.images[:32]),
+        run.train(0).examples.labels[:32],
+    )
     keys_B = jax.random.split(jax.random.key(0), 32)
     whole, pieces = (
         loss_and_gradient(
@@ -89,9 +94,9 @@ def test_evaluation_counts_every_example_once(run):
         )
         for b in sizes
     ]
-    logits_BK, _ = apply(run.setup.model, state.params, run.preprocess(run.eval.images))
-    errors = int((jnp.argmax(logits_BK, -1) != run.eval.labels).sum())
-    losses = -jax.nn.log_softmax(logits_BK)[jnp.arange(256), run.eval.labels]
+    logits_BK, _ = apply(run.setup.model, state.params, run.preprocess(run.eval.examples.images))
+    errors = int((jnp.argmax(logits_BK, -1) != run.eval.examples.labels).sum())
+    losses = -jax.nn.log_softmax(logits_BK)[jnp.arange(256), run.eval.examples.labels]
     assert 0 < errors < 256
     for score in scores:
         assert int(score['errors']) == errors
@@ -116,11 +121,13 @@ def test_it_learns_64_images_by_heart():
 def test_a_dead_network_is_counted_and_a_live_one_is_not(run):
     state = run.init_state(0)
     dead = dataclasses.replace(state, params=jax.tree.map(jnp.zeros_like, state.params))
-    dead, metrics = train_steps(dead, run.train, run.preprocess, setup=run.setup, num_steps=3)
+    dead, metrics = train_steps(
+        dead, run.train(0).examples, run.preprocess, setup=run.setup, num_steps=3
+    )
     assert int(metrics['dead_steps']) == 3
     assert float(metrics['loss']) == pytest.approx(np.log(10), rel=1e-6)
     _, metrics = train_steps(
-        run.init_state(0), run.train, run.preprocess, setup=run.setup, num_steps=3
+        run.init_state(0), run.train(0).examples, run.preprocess, setup=run.setup, num_steps=3
     )
     assert int(metrics['dead_steps']) == 0
 

@@ -9,12 +9,14 @@ import time
 
 import numpy as np
 import pytest
-from helpers import ROOT, command, run_main, summary, tiny_config
+from helpers import ROOT, assemble, command, run_main, summary, tiny_config
 
-from nin_jax import commands, loop, run, stream
+from nin_jax import commands
+from nin_jax.data import batches
+from nin_jax.data.batches import Examples, example_order, random_streams
 from nin_jax.errors import DataError, UserError
-from nin_jax.records import Stopwatch
-from nin_jax.step import Examples, example_order, random_streams
+from nin_jax.runs.metrics import Stopwatch
+from nin_jax.train import loop
 
 
 def config_of(residency, **changes):
@@ -27,32 +29,32 @@ def config_of(residency, **changes):
 
 @pytest.fixture(scope='module')
 def resident():
-    return run.assemble(config_of('device'))
+    return assemble(config_of('device'))
 
 
 @pytest.fixture(scope='module')
 def streamed():
-    return run.assemble(config_of('stream'))
+    return assemble(config_of('stream'))
 
 
 @pytest.mark.parametrize(('seed', 'attempt'), [(0, 0), (0, 1), (5, 0)])
 @pytest.mark.parametrize('batch_size', [32, 96])  # 96 does not divide 256: batches straddle epochs
 def test_batches_are_those_on_the_device(resident, seed, attempt, batch_size):
     changes = {'seed': seed, 'train.batch_size': batch_size}
-    train = run.assemble(config_of('stream', **changes)).train
+    train = assemble(config_of('stream', **changes)).train
     order_key, *_ = random_streams(seed, attempt)
     for first in (0, 5):
         batches = train.batches(attempt, first)
         for step in range(first, first + 6):
             (indices_B,) = example_order(order_key, step, 1, batch_size, 256)
             images, labels = next(batches)
-            np.testing.assert_array_equal(images, resident.train.images[indices_B])
-            np.testing.assert_array_equal(labels, resident.train.labels[indices_B])
+            np.testing.assert_array_equal(images, resident.train(0).examples.images[indices_B])
+            np.testing.assert_array_equal(labels, resident.train(0).examples.labels[indices_B])
 
 
 def test_evaluation_goes_through_all_examples(resident, streamed, monkeypatch):
     """256 images in parts of 96, 96 and 64."""
-    monkeypatch.setattr(stream, 'EVAL_BATCHES', 1)
+    monkeypatch.setattr(batches, 'EVAL_BATCHES', 1)
     assert [len(part) for part in streamed.eval.parts()] == [96, 96, 64]
     params = resident.init_state(0).params
     scores = [
@@ -106,18 +108,18 @@ def test_what_is_too_large_streams_by_itself(monkeypatch):
     """512 digits of 28 x 28 bytes are 401,408 bytes: twice that will do, a byte less will not."""
     sizes = {'SC_PHYS_PAGES': 802_816, 'SC_PAGE_SIZE': 1}
     monkeypatch.setattr(os, 'sysconf', lambda name: sizes[name])
-    assert isinstance(run.assemble(config_of('auto')).train, Examples)
+    assert isinstance(assemble(config_of('auto')).train, Examples)
     sizes['SC_PHYS_PAGES'] -= 1
-    assembled = run.assemble(config_of('auto'))
-    assert isinstance(assembled.train, stream.Stream) and len(assembled.train) == 256
-    assert isinstance(assembled.eval, stream.Stream)
-    assert isinstance(run.assemble(config_of('device')).train, Examples)
+    assembled = assemble(config_of('auto'))
+    assert isinstance(assembled.train, batches.Stream) and len(assembled.train) == 256
+    assert isinstance(assembled.eval, batches.Stream)
+    assert isinstance(assemble(config_of('device')).train, Examples)
 
 
 def test_steps_per_call_stay_few(streamed):
     """A call's batches are on the device at once, so an epoch's would be as much as all images."""
     config = config_of('stream', **{'train.steps_per_call': 0, 'train.batch_size': 2})
-    assert run.assemble(config).plan.steps_per_call == 10
+    assert assemble(config).plan.steps_per_call == 10
 
 
 def test_batches_go_to_all_devices():
@@ -127,8 +129,8 @@ from helpers import tiny_config
 from nin_jax import run, stream
 config = tiny_config()
 config.data.residency = 'stream'
-train = run.assemble(config).train
-batches = stream.feed(train, 0, 0)(3)
+train = assemble(config).train
+batches = batches.feed(train, 0, 0)(3)
 assert batches.images.shape == (3, 32, 28, 28, 1), batches.images.shape
 assert {s.data.shape for s in batches.images.addressable_shards} == {(3, 8, 28, 28, 1)}
 """
@@ -139,11 +141,11 @@ assert {s.data.shape for s in batches.images.addressable_shards} == {(3, 8, 28, 
 
 
 def test_a_mistake_of_a_reader_reaches_the_user(streamed):
-    class Broken(stream.Arrays):
+    class Broken(batches.Arrays):
         def take(self, indices_B, keys_B):
             raise DataError('photo 7 is damaged: get it again')
 
-    broken = stream.Stream(Broken(np.zeros((64, 4, 4, 1)), np.zeros(64)), streamed.setup)
+    broken = batches.Stream(Broken(np.zeros((64, 4, 4, 1)), np.zeros(64)), streamed.setup)
     with pytest.raises(DataError, match=r'^photo 7 is damaged'):
         next(broken.batches(0, 0))
 
@@ -151,4 +153,4 @@ def test_a_mistake_of_a_reader_reaches_the_user(streamed):
 def test_without_grain_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, 'grain', None)
     with pytest.raises(UserError, match='streaming needs the package grain'):
-        stream.import_grain()
+        batches.import_grain()

@@ -13,11 +13,14 @@ from flax import nnx
 from helpers import metrics, run_main, run_module
 from PIL import Image
 
-from nin_jax import cam, ops, photo, pictures, trained
-from nin_jax.describe import layer_table
+from nin_jax.data import images
+from nin_jax.data.pipeline import open_source
 from nin_jax.errors import CheckpointError, DataError
-from nin_jax.model import NIN, Block
-from nin_jax.run import load_split
+from nin_jax.models import ops
+from nin_jax.models.nin import NIN, Block
+from nin_jax.models.summary import layer_table
+from nin_jax.pretrained import trained
+from nin_jax.visualize import cam, drawing
 
 # ---- arithmetic -----------------------------------------------------------------------------
 
@@ -142,7 +145,7 @@ def test_a_dense_map_holds_the_values_of_its_crops(top, left, height, width):
 
 def save(image, path, **options):
     image.save(path, **options)
-    return photo.read_photo(path)
+    return images.read_photo(path)
 
 
 def test_all_kinds_of_pictures_become_rgb(tmp_path):
@@ -216,47 +219,47 @@ def test_bad_pictures_are_one_sentence(tmp_path, kind):
     path = tmp_path / 'photo.png'
     path.write_bytes(data)
     with pytest.raises(DataError, match=words) as caught:
-        photo.read_photo(path)
+        images.read_photo(path)
     assert 'photo.png' in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_missing_pictures_are_one_sentence(tmp_path):
     with pytest.raises(DataError, match='No such file'):
-        photo.read_photo(tmp_path / 'absent.png')
+        images.read_photo(tmp_path / 'absent.png')
     with pytest.raises(DataError, match='directory'):
-        photo.read_photo(tmp_path)
+        images.read_photo(tmp_path)
 
 
 def test_digits_on_paper_turn_light_on_black():
     paper = np.full((9, 9, 3), 250, np.uint8)
     paper[3:6, 4] = 5
-    grey, words = photo.to_channels(paper, 1)
+    grey, words = images.to_channels(paper, 1)
     assert grey.shape == (9, 9, 1) and grey[0, 0] == 5 and grey[4, 4] == 250
     assert 'negative' in words
-    same, words = photo.to_channels(255 - paper, 1)
+    same, words = images.to_channels(255 - paper, 1)
     assert (same == grey).all() and words == 'turned grey'
-    assert photo.to_channels(paper, 3) == (paper, '')
+    assert images.to_channels(paper, 3) == (paper, '')
 
 
 def test_squares_and_sizes():
     image = np.random.default_rng(0).integers(0, 256, (40, 100, 3), np.uint8)
-    assert (photo.middle_square(image) == image[:, 30:70]).all()
-    assert photo.resize(image, (32, 32)).shape == (32, 32, 3)
-    assert photo.resize(image, (40, 100)) is image
-    assert photo.shrink(image, 50).shape == (20, 50, 3)
-    assert photo.shrink(image, 256) is image
-    assert photo.shrink(image[:1], 10).shape == (1, 10, 3)
+    assert (images.middle_square(image) == image[:, 30:70]).all()
+    assert images.resize(image, (32, 32)).shape == (32, 32, 3)
+    assert images.resize(image, (40, 100)) is image
+    assert images.shrink(image, 50).shape == (20, 50, 3)
+    assert images.shrink(image, 256) is image
+    assert images.shrink(image[:1], 10).shape == (1, 10, 3)
 
 
 def test_matrix_and_kernels_take_any_number():
     for n in (2, 10, 100):
         counts = np.eye(n, dtype=int)
-        assert pictures.matrix(counts, [f'class {k}' for k in range(n)]).width > n * 10
+        assert drawing.matrix(counts, [f'class {k}' for k in range(n)]).width > n * 10
     for channels in (1, 2, 3):
         kernels = np.random.default_rng(0).normal(size=(5, 5, channels, 7))
-        assert pictures.kernels(kernels).height > 40
-    flat = pictures.overlay(Image.new('RGB', (8, 6)), np.zeros((6, 8)))
-    hot = pictures.overlay(Image.new('RGB', (8, 6)), np.ones((6, 8)))
+        assert drawing.kernels(kernels).height > 40
+    flat = drawing.overlay(Image.new('RGB', (8, 6)), np.zeros((6, 8)))
+    hot = drawing.overlay(Image.new('RGB', (8, 6)), np.ones((6, 8)))
     assert np.asarray(hot, int).min() > np.asarray(flat).max()
 
 
@@ -273,7 +276,7 @@ def workdir(tmp_path_factory):
 
 def test_the_folder_alone_gives_back_the_runs_figures(workdir):
     run = trained.load(workdir)
-    split = load_split(run.config, 'test')
+    split = open_source(run.config, 'test')
     logits, maps = run.score(split.images)
     assert run.step == 16 and run.class_names == tuple('0123456789')
     assert (logits.argmax(-1) != split.labels).sum() == metrics(workdir, 'eval')[-1]['errors']
@@ -319,7 +322,7 @@ def test_visualize_pictures_of_any_size(workdir, tmp_path):
 
 def test_predict(workdir, tmp_path):
     run = trained.load(workdir)
-    image = load_split(run.config, 'test').images[:1]
+    image = open_source(run.config, 'test').images[:1]
     probabilities = cam.softmax(run.score(image)[0])[0]
     Image.fromarray(image[0, ..., 0]).save(tmp_path / 'digit.png')
     heat = tmp_path / 'heat.png'

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from nin_jax import ops, winograd
+from nin_jax.models import ops, winograd
 
 # Largest error beside the largest value: 5x5 kernels in tiles of 4x4 lose a digit, 3x3 none.
 TOLERANCE = {3: 2e-6, 5: 4e-5}

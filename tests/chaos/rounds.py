@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from nin_jax.interrupt import RESUME_ME
+from nin_jax.runs.interrupt import RESUME_ME
 from tests.chaos.lab import PATIENCE_S, ROOT, Ended, Lab, Trouble, mounted
 
 CLOCK = ROOT / 'tests' / 'chaos' / 'clock'

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, load_page
+from tests.helpers import ROOT, load_page
 
 from benchmarks import contestants, roof, scaling, startup, tables, throughput
 from nin_jax.config import flatten

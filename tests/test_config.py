@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from helpers import PAGES, ROOT, load_page, tiny_config
+from tests.helpers import PAGES, ROOT, load_page, tiny_config
 from ml_collections import ConfigDict
 
 from nin_jax import commands

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from helpers import run_main, run_module, summary
+from tests.helpers import run_main, run_module, summary
 from PIL import Image, ImageFilter
 
 from nin_jax.data import datasets

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assemble, tiny_config
+from tests.helpers import assemble, tiny_config
 
 from nin_jax.data.batches import example_order
 from nin_jax.train.step import apply, evaluate, loss_and_gradient, train_steps

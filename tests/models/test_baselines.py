@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assemble, load_page, tiny_config
+from tests.helpers import assemble, load_page, tiny_config
 from ml_collections import ConfigDict
 
 from nin_jax.config import block

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers import assemble, load_page, tiny_config
+from tests.helpers import assemble, load_page, tiny_config
 from ml_collections import ConfigDict
 from PIL import Image
 

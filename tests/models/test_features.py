@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import load_page, run_main
+from tests.helpers import load_page, run_main
 
 from nin_jax.data import datasets
 from nin_jax.errors import ConfigError

@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, command, metrics, run_main, summary
+from tests.helpers import ROOT, command, metrics, run_main, summary
 
 from nin_jax import distributed
 from nin_jax.errors import UserError

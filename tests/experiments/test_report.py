@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from helpers import PAGES, ROOT, TINY_PAGE, load_page, summary
+from tests.helpers import PAGES, ROOT, TINY_PAGE, load_page, summary
 
 from experiments import report as entry
 from experiments.report import results

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import PAGES, load_page
+from tests.helpers import PAGES, load_page
 
 from nin_jax.data.catalog import lookup
 from nin_jax.models.factory import fc_classes, layer_blocks

@@ -11,7 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, TINY_PAGE, assemble, load_page, run_module, tiny_config
+from tests.helpers import ROOT, TINY_PAGE, assemble, load_page, run_module, tiny_config
 
 from launch.preflight import analysis
 from nin_jax.data import datasets

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import ROOT, assemble, command, run_main, summary, tiny_config
+from tests.helpers import ROOT, assemble, command, run_main, summary, tiny_config
 
 from nin_jax import commands
 from nin_jax.data import batches
@@ -125,7 +125,7 @@ def test_steps_per_call_stay_few(streamed):
 def test_batches_go_to_all_devices():
     code = """
 import numpy as np
-from helpers import tiny_config
+from tests.helpers import tiny_config
 from nin_jax import run, stream
 config = tiny_config()
 config.data.residency = 'stream'
@@ -134,7 +134,7 @@ batches = batches.feed(train, 0, 0)(3)
 assert batches.images.shape == (3, 32, 28, 28, 1), batches.images.shape
 assert {s.data.shape for s in batches.images.addressable_shards} == {(3, 8, 28, 28, 1)}
 """
-    environment = os.environ | {'JAX_NUM_CPU_DEVICES': '4', 'PYTHONPATH': f'{ROOT}/tests:{ROOT}'}
+    environment = os.environ | {'JAX_NUM_CPU_DEVICES': '4', 'PYTHONPATH': str(ROOT)}
     environment['JAX_PLATFORMS'] = 'cpu'
     result = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True)
     assert result.returncode == 0, result.stderr.decode()

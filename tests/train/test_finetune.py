@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assemble, run_main, run_module, tiny_config
+from tests.helpers import assemble, run_main, run_module, tiny_config
 
 from nin_jax import commands
 from nin_jax.config import block

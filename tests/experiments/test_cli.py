@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, run_main
+from tests.helpers import ROOT, run_main
 from PIL import Image
 
 README = (ROOT / 'README.md').read_text()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import metrics, run_main, run_module
+from tests.helpers import metrics, run_main, run_module
 from PIL import Image
 
 from nin_jax.data import images

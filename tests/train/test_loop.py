@@ -12,7 +12,7 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import ROOT, assemble, command, metrics, run_main, summary, tiny_config
+from tests.helpers import ROOT, assemble, command, metrics, run_main, summary, tiny_config
 
 from nin_jax.errors import CheckpointError
 from nin_jax.runs import checkpoint

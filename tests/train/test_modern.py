@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import ROOT, assemble, load_page, tiny_config
+from tests.helpers import ROOT, assemble, load_page, tiny_config
 from ml_collections import ConfigDict
 
 from launch import ablate, seeds
@@ -474,10 +474,10 @@ def test_a_cutout_larger_than_the_image_is_named():
 
 DEVICES = """
 import sys
-sys.path[:0] = ['tests']
+sys.path[:0] = ['.']
 import jax
 import numpy as np
-from helpers import load_page, tiny_config
+from tests.helpers import load_page, tiny_config
 from nin_jax.config import flatten
 from nin_jax.run import assemble
 from nin_jax.step import evaluate, train_steps

@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import pytest
-from helpers import ROOT, summary, tiny_config
+from tests.helpers import ROOT, summary, tiny_config
 from tensorflow_datasets.image_classification import mnist
 
 from nin_jax import commands

@@ -10,7 +10,7 @@ import jax.export
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import ROOT, metrics, run_main, run_module, tiny_config
+from tests.helpers import ROOT, metrics, run_main, run_module, tiny_config
 from safetensors.numpy import load_file, save_file
 
 import nin_jax

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import scipy.io
 import tensorflow_datasets as tfds
-from conftest import write_svhn_archives
+from tests.conftest import write_svhn_archives
 
 from nin_jax.data import archives as archives_lib
 from nin_jax.data import cache
@@ -28,7 +28,7 @@ from nin_jax.data.prepare import prepare
 from nin_jax.data.tfds_without_tf import tfds_without_tensorflow
 from nin_jax.errors import DataError
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 
 
 def left_behind(root: Path) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import load_page, metrics, run_main, summary
+from tests.helpers import load_page, metrics, run_main, summary
 
 from nin_jax.data import datasets
 from nin_jax.devices import make_mesh

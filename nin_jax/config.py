@@ -143,19 +143,28 @@ def default_config() -> ConfigDict:
     return config
 
 
-def variants(arg: str | None, *known: str, together: bool = True) -> set[str]:
-    """Splits a page's argument, as in `cifar10.py:aug,smoke`; 'smoke' is known to every page.
+def variants(arg: str | None, *known: str) -> set[str]:
+    """Splits a config's argument, as in `cifar10.py:aug,smoke`; every config knows 'smoke'.
 
     Raises:
-      ConfigError: for a variant that the page does not know, or for two that do not go `together`.
+      ConfigError: the config does not know a variant.
     """
     chosen = {v for v in (arg or '').split(',') if v}
     for name in sorted(chosen - {*known, 'smoke'}):
         raise ConfigError(f"unknown variant ':{name}'{did_you_mean(name, (*known, 'smoke'), ':')}")
-    if not together and len(chosen - {'smoke'}) > 1:
-        two = "' and ':".join(sorted(chosen - {'smoke'})[:2])
-        raise ConfigError(f"variants ':{two}' exclude each other: choose one")
     return chosen
+
+
+def only_one(chosen: set[str]) -> str:
+    """The one variant of those that exclude each other; '' for none.
+
+    Raises:
+      ConfigError: there are two.
+    """
+    if len(chosen) > 1:
+        two = "' and ':".join(sorted(chosen)[:2])
+        raise ConfigError(f"variants ':{two}' exclude each other: choose one")
+    return next(iter(chosen), '')
 
 
 def smoke(config: ConfigDict) -> None:

@@ -1,6 +1,8 @@
 """The devices of a run as a mesh, and where JAX keeps its compiled programs."""
 
 import os
+import statistics
+import time
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -59,3 +61,16 @@ def use_compilation_cache() -> None:
     )
     jax.config.update('jax_compilation_cache_dir', folder)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of one device for a product of two float32 matrices, the median of `repeats`."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()  # compiles
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds)

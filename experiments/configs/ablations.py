@@ -25,22 +25,36 @@ Needs `python -m experiments.prepare cifar10`.
 
 from ml_collections import ConfigDict
 
-from nin_jax.config import default_config, smoke, variants
+from experiments.configs._fast import fast
+from nin_jax.config import default_config, only_one, smoke, variants
+
+ARMS = ('fc', 'fc_dropout', 'linear', 'maxout', 'dropout', 'plain')
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    chosen = variants(arg, 'fc', 'fc_dropout', 'linear', 'maxout', together=False)
+    chosen = variants(arg, *ARMS, 'fast')
+    arm = only_one(chosen & set(ARMS))
     config = default_config()
-    if chosen & {'fc', 'fc_dropout'}:
-        config.model.head = 'fc'
-    if 'fc_dropout' in chosen:
-        config.model.head_dropout = 0.5
-    if chosen & {'linear', 'maxout'}:
-        for row in config.model.blocks.values():
-            row.features = row.features[-1:]
-            row.init_std = row.init_std[-1:]
-            row.pieces = 2 if 'maxout' in chosen else 1
-        config.optim.lr = 0.01
+    if 'fast' in chosen:
+        fast(config)
+    match arm:
+        case 'fc' | 'fc_dropout':
+            config.model.head = 'fc'
+            config.model.head_dropout = 0.5 if arm == 'fc_dropout' else 0.0
+            config.model.class_maps = 'relu'
+        case 'linear' | 'maxout':
+            for row in config.model.blocks.values():
+                row.features = row.features[-1:]
+                row.init_std = row.init_std[-1:]
+                row.pieces = 2 if arm == 'maxout' else 1
+            if 'fast' not in chosen:
+                config.optim.lr = 0.01
+        case 'dropout':
+            config.model.blocks.mlpconv1.dropout = 0.5
+            config.model.blocks.mlpconv2.dropout = 0.5
+        case 'plain':
+            config.augment.crop_pad = 0
+            config.augment.flip = False
     if 'smoke' in chosen:
         smoke(config)
     return config

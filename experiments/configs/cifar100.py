@@ -17,12 +17,13 @@ Needs `python -m experiments.prepare cifar100`.
 
 from ml_collections import ConfigDict
 
+from experiments.configs._fast import fast
 from experiments.configs._modern import modern
 from nin_jax.config import default_config, smoke, variants
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    chosen = variants(arg, 'released', 'modern')
+    chosen = variants(arg, 'released', 'modern', 'fast')
     config = default_config()
     config.data.name = 'cifar100'
     config.model.blocks.mlpconv3.features = (192, 192, 100)
@@ -33,6 +34,8 @@ def get_config(arg: str = '') -> ConfigDict:
         config.optim.weight_decay = 5e-4
     if 'modern' in chosen:
         modern(config)
+    if 'fast' in chosen:
+        fast(config)
     if 'smoke' in chosen:
         smoke(config)
     return config

@@ -15,12 +15,13 @@ Costs 28,000 steps, 1.1 PFLOP. Needs `python -m experiments.prepare mnist`.
 
 from ml_collections import ConfigDict
 
+from experiments.configs._fast import fast_digits
 from experiments.configs._modern import modern_digits
 from nin_jax.config import block, default_config, smoke, variants
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    chosen = variants(arg, 'modern')
+    chosen = variants(arg, 'modern', 'fast')
     config = default_config()
     config.data.name = 'mnist'
     config.preprocess.recipe = 'scale'
@@ -35,6 +36,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config.train.duration = '60ep'
     if 'modern' in chosen:
         modern_digits(config, duration='60ep')
+    if 'fast' in chosen:
+        fast_digits(config)
     if 'smoke' in chosen:
         smoke(config)
     return config

@@ -37,3 +37,4 @@ def fast_digits(config: ConfigDict) -> None:
     """The same for digits, which are not mirrored."""
     fast(config)
     config.augment.flip = False
+    config.train.duration = '6ep'

@@ -2,11 +2,11 @@
 
     python -m experiments.main --config=experiments/configs/hinton.py:gap --workdir=runs/hinton_gap
 
-variant      changes                                          paper's test error   measured
-:fc          16 local maps, fully connected head; also the    17.56 %              not measured yet
+variant      changes                                          paper's test error
+:fc          16 local maps, fully connected head; also the    17.56 %
              page without a variant
-:fc_dropout  the same, half of the head's inputs dropped      15.99 %              not measured yet
-:gap         10 local maps, global average pooling            16.46 %              not measured yet
+:fc_dropout  the same, half of the head's inputs dropped      15.99 %
+:gap         10 local maps, global average pooling            16.46 %
 :smoke       four steps on 512 images, to see that it works
 
 The paper says: three convolutional layers and one locally connected one, whose 16 maps become 10

@@ -18,16 +18,19 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nin_jax.errors import DataError, UserError, os_sentence
-from nin_jax.runs.interrupt import RESUME_ME
+from nin_jax.errors import DataError, UserError, from_os_error
 
 JOIN_S = 300  # for all processes to come together
 HEARTBEAT_S = 60  # a process not heard from for so long counts as dead
 FORM = "--distributed takes 'auto', or HOST:PORT,COUNT,INDEX such as 10.0.0.1:1234,2,0"
 
 
-class SharedMistake(UserError):
-    """A mistake that every process knows of; empty where it is another's to tell."""
+class PeerError(UserError):
+    """An error that all processes of a run know of; its text is empty on all but the first."""
+
+    def __init__(self, text: str, exit_status: int):
+        super().__init__(text)
+        self.exit_status = exit_status
 
 
 @contextlib.contextmanager
@@ -47,7 +50,7 @@ def joined(where: str | None) -> Iterator[None]:
     join(where)
     try:
         yield
-    except SharedMistake:
+    except PeerError:
         raise
     except BaseException as e:
         # No orderly exit: it would wait for processes that wait for this one.
@@ -149,23 +152,24 @@ def together() -> Iterator[None]:
     """What fails in here on one process fails on all; each has to come here, and can nest it.
 
     Raises:
-      SharedMistake: with the sentence of the first process that failed, on process 0.
+      PeerError: with the sentence of the first process that failed, on process 0.
     """
     if not several():
         yield
         return
-    mistake = ''
+    failed = ''
     try:
         yield
-    except SharedMistake:
+    except PeerError:
         raise
     except (UserError, OSError) as e:
-        mistake = os_sentence(e) if isinstance(e, OSError) else str(e)
-    mistakes = gather(mistake)
-    for index, text in enumerate(mistakes):
-        if text:
+        error = from_os_error(e) if isinstance(e, OSError) else e
+        failed = f'{error.exit_status} {error}'
+    for index, answer in enumerate(gather(failed)):
+        if answer:
+            status, _, text = answer.partition(' ')
             where = f' (on process {index})' if index else ''
-            raise SharedMistake(text + where if is_first() else '')
+            raise PeerError(text + where if is_first() else '', int(status))
 
 
 def check_same(what: str, digest: Callable[[], str]) -> None:
@@ -195,8 +199,9 @@ def place(tree, sharding: jax.sharding.Sharding):
 def explain(e: BaseException) -> int:
     """Says why this process ends before the others; returns its exit status."""
     if isinstance(e, UserError | OSError):
-        print(f'error: {os_sentence(e) if isinstance(e, OSError) else e}', file=sys.stderr)
-        return 2
+        error = from_os_error(e) if isinstance(e, OSError) else e
+        print(f'error: {error}', file=sys.stderr)
+        return error.exit_status
     if isinstance(e, KeyboardInterrupt):
         return 130
     if isinstance(e, jax.errors.JaxRuntimeError) and LOST.search(str(e)):
@@ -205,7 +210,7 @@ def explain(e: BaseException) -> int:
             f'({first_line(e)}): run the same command again to go on from the last checkpoint',
             file=sys.stderr,
         )
-        return RESUME_ME
+        return os.EX_TEMPFAIL
     traceback.print_exception(e)
     return 1
 
@@ -220,4 +225,4 @@ def first_line(e: BaseException) -> str:
 def give_up(sentence: str) -> None:
     """Ends this process from another thread."""
     print(f'error: {sentence}', file=sys.stderr, flush=True)
-    os._exit(2)
+    os._exit(os.EX_TEMPFAIL)

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from nin_jax import distributed
-from nin_jax.errors import CheckpointError
+from nin_jax.errors import CheckpointError, SaveError
 from nin_jax.files import verify_checksum, with_checksum
 
 PAUSES_S = (0.5, 2)  # between attempts to write a checkpoint that could not be written
@@ -97,7 +97,7 @@ class Checkpoints:
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         # Closing waits for the other processes, but an error of this one's own is unknown to them.
-        if error is None or isinstance(error, distributed.SharedMistake) or not self._several:
+        if error is None or isinstance(error, distributed.PeerError) or not self._several:
             with contextlib.suppress(*[Exception] if error else []):  # the first error tells more
                 self._manager.close()
             self._manager.close()
@@ -155,7 +155,7 @@ class Checkpoints:
                 reason = e
                 with contextlib.suppress(Exception):
                     self._manager.close()
-        raise CheckpointError(
+        raise SaveError(
             f"checkpoint {step} cannot be written to '{self._folder}' ({one_line(reason)}): check "
             'the space left on its disk, then run the same command again'
         ) from reason

@@ -12,18 +12,23 @@ from nin_jax.errors import ConfigError, UserError
 
 
 def make_mesh(devices: int) -> jax.sharding.Mesh:
-    """A mesh of one axis, 'data', over the first `devices` there are (0: all of them)."""
+    """A mesh of one axis, 'data', over the first `devices` devices (0: all).
+
+    Raises:
+      ConfigError: there are fewer, or several processes do not use all of theirs.
+      UserError: JAX_PLATFORMS names devices that this machine does not have.
+    """
     try:
         available = jax.devices()
-    except (RuntimeError, AssertionError) as e:  # the latter for a platform of another machine
-        reason = str(e).split('. ')[0] or 'no device of that kind is here'
+    except (RuntimeError, AssertionError) as e:  # the latter for a platform that is not there
+        reason = str(e).split('. ')[0] or 'this machine has no such device'
         raise UserError(
             f'JAX cannot use JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r} ({reason}): '
             'set it to cpu, or unset it'
         ) from e
     if devices not in (0, len(available)) and distributed.several():
         raise ConfigError(
-            f'devices={devices}: several processes use all of their {len(available)} devices, '
+            f'devices={devices}: several processes use all of their {len(available)} devices: '
             'leave it 0'
         )
     if devices > len(available):
@@ -40,12 +45,12 @@ def mesh_of(devices: list[jax.Device]) -> jax.sharding.Mesh:
 
 
 def is_cpu(mesh: jax.sharding.Mesh) -> bool:
-    """Whether the program is for CPUs, wherever it is compiled."""
+    """Whether the mesh is of CPUs, wherever the program is compiled."""
     return mesh.devices.flat[0].platform == 'cpu'
 
 
 def is_one_cpu(mesh: jax.sharding.Mesh) -> bool:
-    """Where the activations of few images stay in the cache, and few are faster than many."""
+    """Whether the mesh is one CPU: few images at a time are faster, as they stay in its cache."""
     return mesh.size == 1 and is_cpu(mesh)
 
 

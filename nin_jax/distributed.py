@@ -1,8 +1,8 @@
 """Several processes that train one run: they join, agree, and end together.
 
-Each runs the same program on devices of its own; the mesh spans all devices. Process 0 alone writes
-the run's records and speaks; the others keep step with it. Whatever ends one ends all: a mistake is
-told to all in `together`, and a process that goes on alone is stopped by `joined`.
+Each process runs the same program on its own devices; the mesh spans all devices. Only process 0
+writes the run's records and prints. What ends one process ends all: `together` shares an error with
+all of them, and `joined` stops a process whose peers are gone.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,8 +21,8 @@ from jax.experimental import multihost_utils
 
 from nin_jax.errors import DataError, UserError, from_os_error
 
-JOIN_S = 300  # for all processes to come together
-HEARTBEAT_S = 60  # a process not heard from for so long counts as dead
+JOIN_S = 300  # for all processes to connect
+HEARTBEAT_S = 60  # a process that is silent for so long counts as dead
 FORM = "--distributed takes 'auto', or HOST:PORT,COUNT,INDEX such as 10.0.0.1:1234,2,0"
 
 
@@ -35,11 +36,11 @@ class PeerError(UserError):
 
 @contextlib.contextmanager
 def joined(where: str | None) -> Iterator[None]:
-    """Joins the run's other processes, if there are any, and ends with them.
+    """Joins the other processes of the run, if any, and ends with them.
 
     Args:
-      where: 'auto' on a TPU pod, SLURM or Kubernetes; 'HOST:PORT,COUNT,INDEX' of process 0, how
-        many and which of them this is; None for a process alone.
+      where: 'auto' on a TPU pod, SLURM or Kubernetes; 'HOST:PORT,COUNT,INDEX' of process 0, the
+        number of processes, and the index of this one; None for a single process.
 
     Raises:
       UserError: `where` cannot be read or used.
@@ -53,7 +54,7 @@ def joined(where: str | None) -> Iterator[None]:
     except PeerError:
         raise
     except BaseException as e:
-        # No orderly exit: it would wait for processes that wait for this one.
+        # An orderly exit would wait for processes that wait for this one.
         os._exit(explain(e))
 
 
@@ -66,15 +67,17 @@ def join(where: str, timeout_s: float = JOIN_S) -> None:
     address, count, index = parse(where)
     if index == 0 and address:
         check_port(address)
-    # JAX would abort the process, with a stack trace of its C++, at its own time limit.
-    missing = f'{timeout_s:g} s went by, and not all processes of --distributed={where} have come: '
-    advice = 'start them together, with the same HOST:PORT and COUNT, each INDEX once, and see '
+    # At its own time limit JAX would abort with a stack trace of its C++.
+    missing = f'not all processes of --distributed={where} connected within {timeout_s:g} s: '
+    advice = (
+        'start them together, with the same HOST:PORT and COUNT and each INDEX once, and check '
+    )
     alarm = threading.Timer(
         timeout_s, lambda: give_up(missing + advice + 'that they can reach process 0 there')
     )
     alarm.daemon = True
     alarm.start()
-    jax.config.update('jax_enable_preemption_service', False)  # it takes SIGTERM; so do we
+    jax.config.update('jax_enable_preemption_service', False)  # it handles SIGTERM, and so do we
     try:
         jax.distributed.initialize(
             address,
@@ -88,7 +91,7 @@ def join(where: str, timeout_s: float = JOIN_S) -> None:
         if where == 'auto':
             raise UserError(
                 '--distributed=auto found no TPU pod, SLURM or Kubernetes job around it: '
-                'name HOST:PORT,COUNT,INDEX, or leave the flag away'
+                'name HOST:PORT,COUNT,INDEX, or leave the flag out'
             ) from None
         raise UserError(f'--distributed={where}: {first_line(e)}') from None
     finally:
@@ -121,17 +124,17 @@ def check_port(address: str) -> None:
 
 
 def several() -> bool:
-    """Whether this process is one of several; asks no device."""
+    """Whether this process is one of several; initializes no device."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is process 0, which writes and prints."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def gather(text: str) -> list[str]:
-    """Every process's text, in their order; all of them have to call this at the same point."""
+    """The texts of all processes, by index; all must call this at the same point."""
     if not several():
         return [text]
     data = text.encode()
@@ -143,16 +146,16 @@ def gather(text: str) -> list[str]:
 
 
 def anyone(flag: bool) -> bool:
-    """Whether the flag is true on any process; all of them have to call this at the same point."""
+    """Whether the flag is true on any process; all must call this at the same point."""
     return bool(multihost_utils.process_allgather(np.bool_(flag)).any()) if several() else flag
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What fails in here on one process fails on all; each has to come here, and can nest it.
+    """An error in this block on one process is raised on all; all must enter it. Blocks can nest.
 
     Raises:
-      PeerError: with the sentence of the first process that failed, on process 0.
+      PeerError: with the sentence of the first process that failed; empty on all but process 0.
     """
     if not several():
         yield
@@ -173,7 +176,11 @@ def together() -> Iterator[None]:
 
 
 def check_same(what: str, digest: Callable[[], str]) -> None:
-    """Raises UserError if the processes' digests of `what` differ; alone, computes none."""
+    """Compares a digest among processes; a single process computes none.
+
+    Raises:
+      DataError: they differ.
+    """
     if several():
         digests = gather(digest())
         different = [i for i, d in enumerate(digests) if d != digests[0]]
@@ -184,12 +191,12 @@ def check_same(what: str, digest: Callable[[], str]) -> None:
             )
 
 
-def place(tree, sharding: jax.sharding.Sharding):
+def place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """Host arrays, the same on every process, as global arrays of the given sharding."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def spread(x):
+    def spread(x: Any) -> jax.Array:
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
@@ -197,7 +204,7 @@ def place(tree, sharding: jax.sharding.Sharding):
 
 
 def explain(e: BaseException) -> int:
-    """Says why this process ends before the others; returns its exit status."""
+    """Prints why this process ends before the others; returns its exit status."""
     if isinstance(e, UserError | OSError):
         error = from_os_error(e) if isinstance(e, OSError) else e
         print(f'error: {error}', file=sys.stderr)
@@ -207,7 +214,7 @@ def explain(e: BaseException) -> int:
     if isinstance(e, jax.errors.JaxRuntimeError) and LOST.search(str(e)):
         print(
             f'error: process {jax.process_index()} of {jax.process_count()} lost another one '
-            f'({first_line(e)}): run the same command again to go on from the last checkpoint',
+            f'({first_line(e)}): run the same command again to continue from the last checkpoint',
             file=sys.stderr,
         )
         return os.EX_TEMPFAIL

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nin_jax.errors import CheckpointError, ConfigError, DataError
+from nin_jax.errors import CheckpointError, ConfigError, DataError, SaveError
 
 RECIPES = ('scale', 'gcn_zca', 'gcn_lcn', 'mean')
 FITTED = ('gcn_zca', 'mean')  # these look at the training images
@@ -250,7 +250,7 @@ def save(path: str | os.PathLike, preprocess: Preprocess) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise CheckpointError(f'cannot write {path}: {error.strerror or error}') from error
+        raise SaveError(f'cannot write {path}: {error.strerror or error}') from error
     finally:
         with contextlib.suppress(OSError):  # gone already when all went well
             temporary.unlink()

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from tests.helpers import run_main, run_module
 
 ROUNDS, FILES, STEPS = 11, 12, 600

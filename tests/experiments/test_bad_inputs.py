@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.bad_inputs import CASES, MAIN, SEEDS
 from tests.conftest import write_svhn_archives
 from tests.helpers import ROOT, TINY_PAGE, run_main

@@ -22,7 +22,7 @@ CHOICES = {
     'model.norm': ('none', 'batch'),
     'model.class_maps': ('relu', 'linear'),
     'eval.tta': ('none', 'flip', 'shift', 'flip_shift'),
-    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn', 'mean'),
+    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn', 'patch_zca', 'mean'),
 }
 POOLS = ('max', 'avg', 'none', 'max_rnorm', 'avg_rnorm')
 
@@ -74,7 +74,7 @@ def default_config() -> ConfigDict:
     config.data.residency = 'auto'  # images on the 'device', or a 'stream' to it
 
     config.preprocess = ConfigDict()
-    config.preprocess.recipe = 'gcn_zca'  # 'scale' (/255), 'gcn_zca', 'gcn_lcn' or 'mean'
+    config.preprocess.recipe = 'gcn_zca'  # see data/preprocess.py
     config.preprocess.gcn_scale = 55.0  # L2 norm of an image after contrast normalisation
     config.preprocess.zca_bias = 0.1  # added to the covariance's eigenvalues
 

@@ -1,9 +1,9 @@
 """Checkpoints: written by Orbax, verified by a SHA-256 of our own.
 
 Orbax restores an array with a flipped bit silently, and takes an empty folder for the latest step.
-So every checkpoint carries a SHA-256 of its arrays and one of its metadata, and restoring walks from
-the newest to the oldest until one matches. Several processes save together and read separately; they
-agree on which checkpoint to use.
+So every checkpoint carries a SHA-256 of its arrays and one of its metadata, and restoring walks
+from the newest to the oldest until one matches. Several processes save together, read separately,
+and agree on which checkpoint to use.
 """
 
 import contextlib

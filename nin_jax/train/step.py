@@ -104,8 +104,8 @@ def train_steps(
 
     Returns:
       The new state, and metrics over the call: 'loss' (mean cross-entropy in nats, against mixed
-      and smoothed labels), 'error' (mean top-1 error against the images' own labels, with augmentation
-      and dropout) and 'dead_steps' (see `TrainState`).
+      and smoothed labels), 'error' (mean top-1 error against the images' own labels, with
+      augmentation and dropout) and 'dead_steps' (see `TrainState`).
     """
     order_key, augment_key, dropout_key = random_streams(setup.seed, state.attempt)
     batches = examples

@@ -8,7 +8,7 @@ Recipes (pylearn2, scripts/papers/maxout and scripts/datasets):
     scale     pixel / 255                                             MNIST
     gcn_zca   global contrast normalisation to norm 55, then ZCA      CIFAR-10, CIFAR-100
     gcn_lcn   global, then local contrast normalisation               SVHN
-    patch_zca GCN to RMS 1, then ZCA of 5x5 patches                   the fast recipe (not the paper)
+    patch_zca GCN to RMS 1, then ZCA of 5x5 patches                   not in the paper: :fast
     mean      less the training images' mean colour                   ImageNet (Caffe; not fitted)
 """
 

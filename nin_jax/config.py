@@ -7,6 +7,7 @@ overrides, so that `--config.train.batch_size=256` moves everything that depends
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -53,7 +54,7 @@ class Block:
     stride: int = 1
 
 
-def block(features: tuple[int, ...], kernel: int, **fields: object) -> ConfigDict:
+def block(features: tuple[int, ...], kernel: int, **fields: Any) -> ConfigDict:
     """One row of a layer table as config keys; `fields` are those of `Block`."""
     return ConfigDict(dataclasses.asdict(Block(features, kernel, **fields)))
 
@@ -177,7 +178,7 @@ def smoke(config: ConfigDict) -> None:
     config.checkpoint.every = '2steps'
 
 
-def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
+def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
     """{'optim.lr': 0.1, ...}, in the config's own order."""
     flat = {}
     for key in config:

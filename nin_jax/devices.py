@@ -3,6 +3,7 @@
 import os
 import statistics
 import time
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -39,7 +40,7 @@ def make_mesh(devices: int) -> jax.sharding.Mesh:
     return mesh_of(available[: devices or len(available)])
 
 
-def mesh_of(devices: list[jax.Device]) -> jax.sharding.Mesh:
+def mesh_of(devices: list[Any]) -> jax.sharding.Mesh:
     """All of `devices` along one axis, 'data'."""
     return jax.make_mesh((len(devices),), ('data',), devices=devices, axis_types=(AxisType.Auto,))
 

@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,13 @@ EVAL_BATCHES = 16  # batches of a stream that are scored in one dispatch
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A split on the device: images_NHWC, uint8 or preprocessed float32, and int32 labels_N."""
+    """A split on the device: images_NHWC, uint8 or preprocessed float32, and int32 labels_N.
 
-    images: jax.Array
-    labels: jax.Array
+    Where a program is compiled, their shapes take the arrays' place.
+    """
+
+    images: Any
+    labels: Any
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,10 +45,10 @@ class Examples:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """The batches of one call of S steps: images_SBHWC and labels_SB."""
+    """The batches of one call of S steps: images_SBHWC and labels_SB, or their shapes."""
 
-    images: jax.Array
-    labels: jax.Array
+    images: Any
+    labels: Any
 
 
 # ---- order ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ evaluation.
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
@@ -83,8 +83,8 @@ class Photos:
     dataset: Dataset
     pieces: tuple[tuple[Records, range], ...]
     class_names: tuple[str, ...]
-    in_memory = False
-    dtype = np.dtype(np.uint8)
+    in_memory: ClassVar[bool] = False
+    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return sum(len(rows) for _, rows in self.pieces)

@@ -163,10 +163,12 @@ def loop(network: str, batch_size: int, images: int, repeats: int, devices: int)
         return time.perf_counter() - start
 
     def whole() -> float:
-        clock, identity = Stopwatch(), {'preprocess': '', 'class_names': ()}
+        clock = Stopwatch()
         with tempfile.TemporaryDirectory() as name:
             folder = RunDir(pathlib.Path(name), flat_config(run.config), is_done=False)
-            with Recorder(folder, run.plan, batch_size, 2, identity, clock) as recorder:
+            with Recorder(
+                folder, run.config, run.plan, Preprocess('scale'), run.class_names, clock
+            ) as recorder:
                 state = recorder.resume(run.state_shapes(), lambda: run.init_state(0))
                 start = time.perf_counter()
                 training.fit(run, state, recorder)

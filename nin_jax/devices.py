@@ -69,7 +69,7 @@ def use_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
-def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
+def matmul_rate(size: int = 1024, repeats: int = 5) -> float:
     """FLOP/s of one device for a product of two float32 matrices, the median of `repeats`."""
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(lambda a: a @ a)

@@ -134,6 +134,7 @@ def loop(network: str, batch_size: int, images: int, repeats: int, devices: int)
     """
     import jax
 
+    from nin_jax.data.preprocess import Preprocess
     from nin_jax.runs.metrics import Stopwatch
     from nin_jax.runs.recorder import Recorder
     from nin_jax.runs.workdir import RunDir, flat_config

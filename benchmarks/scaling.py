@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks.circumstances import gpu
+from benchmarks.environment import gpu
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -67,7 +67,7 @@ def synthetic_run(network: str, batch_size: int, images: int, devices: int, **ov
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from benchmarks import contestants
+    from benchmarks import backends
     from nin_jax.config import block
     from nin_jax.data.batches import Examples, Resident
     from nin_jax.data.preprocess import Preprocess
@@ -75,8 +75,8 @@ def synthetic_run(network: str, batch_size: int, images: int, devices: int, **ov
     from nin_jax.plan import make_plan
     from nin_jax.train.trainer import Trainer, make_setup
 
-    config = contestants.config('mnist' if network == 'tiny' else network)
-    size, channels, classes = contestants.NETWORKS['mnist' if network == 'tiny' else network]
+    config = backends.config('mnist' if network == 'tiny' else network)
+    size, channels, classes = backends.NETWORKS['mnist' if network == 'tiny' else network]
     if network == 'tiny':
         config.model.blocks = type(config)(dict(mlpconv1=block((classes,), 3, init_std=())))
         size = 8

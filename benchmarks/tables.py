@@ -14,9 +14,9 @@ def page(results: dict) -> str:
     parts = [
         '# How fast',
         f'Made by `{results["command"]}` at commit {results["commit"]}, {results["time"]}; do not '
-        f'edit.\n{hardware}; {versions}; load average before: {load:.2f}.\nPeak, by a product of two '
-        f'large matrices: {peak_flops} GFLOP/s. Ratios hold within a table, whose rows were measured '
-        'in turns.',
+        f'edit.\n{hardware}; {versions}; load average before: {load:.2f}.\nPeak, by a product of '
+        f'large matrices: {peak_flops} GFLOP/s. Ratios hold within a table, whose rows were '
+        'measured in turns.',
     ]
     groups: dict[tuple, list] = {}
     for row in results['throughput']:

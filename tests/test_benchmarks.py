@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, load_page
 
 from benchmarks import backends, peak_flops, scaling, startup, tables, throughput
 from nin_jax.config import flatten
 from nin_jax.models.factory import layer_blocks
 from nin_jax.models.summary import layer_table
+from tests.helpers import ROOT, load_page
 
 
 def rows(**seconds) -> list[dict]:

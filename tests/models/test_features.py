@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import load_page, run_main
 
 from nin_jax.data import datasets
 from nin_jax.errors import ConfigError
 from nin_jax.models.features import features, layer_names
 from nin_jax.models.nin import NIN, Block
 from nin_jax.pretrained import trained
+from tests.helpers import load_page, run_main
 
 BLOCKS = (
     Block((8, 6, 5), 3, 'max', 0.5, ()),

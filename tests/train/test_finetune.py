@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assemble, run_main, run_module, tiny_config
 
 from nin_jax import commands
 from nin_jax.config import block
@@ -16,6 +15,7 @@ from nin_jax.errors import CheckpointError, ConfigError
 from nin_jax.pretrained import trained
 from nin_jax.runs.checkpoint import digest
 from nin_jax.train import optimizer
+from tests.helpers import assemble, plan_of, run_main, run_module, tiny_config
 
 HEAD = ('mlpconvs', 'mlpconv2', 'layers', 'cccp2')
 
@@ -120,7 +120,7 @@ def test_learning_rates_by_group():
 
     def first_update(backbone_lr):
         config.optim.backbone_lr = backbone_lr
-        optimiser = optimizer.make_optimizer(config.optim, params, HEAD, (), 1)
+        optimiser = optimizer.make_optimizer(config.optim, params, HEAD, plan_of())
         updates, _ = optimiser.update(gradients, optimiser.init(params), params, value=0.0)
         return split(updates)
 

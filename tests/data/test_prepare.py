@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import scipy.io
 import tensorflow_datasets as tfds
-from conftest import write_svhn_archives
 
 from nin_jax.data import archives as archives_lib
 from nin_jax.data import cache
@@ -27,8 +26,9 @@ from nin_jax.data.datasets import load_arrays
 from nin_jax.data.prepare import prepare
 from nin_jax.data.tfds_without_tf import tfds_without_tensorflow
 from nin_jax.errors import DataError
+from tests.conftest import write_svhn_archives
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 
 
 def left_behind(root: Path) -> list[str]:
@@ -109,7 +109,7 @@ def test_the_subset_needs_no_preparing(tmp_path, capsys):
 
 def test_tensorflow_is_never_imported(svhn_archives, tmp_path):
     code = (
-        'import sys; from nin_jax.prepare import prepare; '
+        'import sys; from nin_jax.data.prepare import prepare; '
         f'prepare("svhn_cropped", {str(tmp_path)!r}, {str(svhn_archives)!r}); '
         'print([m for m in sys.modules if m.split(".")[0] in ("tensorflow", "jax")])'
     )

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import load_page, metrics, run_main, summary
 
 from nin_jax.data import datasets
 from nin_jax.devices import make_mesh
 from nin_jax.plan import make_plan
 from nin_jax.train.trainer import make_setup
+from tests.helpers import load_page, metrics, run_main, summary
 
 EPOCH = 8  # steps: 256 images in batches of 32
 DEAD = (

@@ -4,6 +4,7 @@ Each run is a process of its own, killed by real signals.
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,12 +13,11 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import ROOT, assemble, command, metrics, run_main, summary, tiny_config
 
 from nin_jax.errors import CheckpointError
 from nin_jax.runs import checkpoint
 from nin_jax.runs.checkpoint import Checkpoints, digest
-from nin_jax.runs.interrupt import RESUME_ME
+from tests.helpers import ROOT, assemble, command, metrics, run_main, summary, tiny_config
 
 TIMING = ('images_per_s',)
 
@@ -116,8 +116,8 @@ def test_interrupted_run_ends_with_the_same_weights(tmp_path, undisturbed_single
     if sign == signal.SIGKILL:
         assert status in (-signal.SIGKILL, 0)
     else:
-        assert status in (RESUME_ME, 0), output
-        if status == RESUME_ME:
+        assert status in (os.EX_TEMPFAIL, 0), output
+        if status == os.EX_TEMPFAIL:
             assert 'run the same command again to go on' in output
             assert summary(tmp_path)['status'] == 'preempted'
     result = run_main(f'--workdir={tmp_path}', '--config.train.steps_per_call=1')
@@ -296,7 +296,7 @@ def test_twenty_random_ends_change_nothing(tmp_path):
         _, err = process.communicate(timeout=120)
         assert 'Traceback' not in err
         statuses.append(process.returncode)
-        hits += process.returncode in (RESUME_ME, -signal.SIGTERM, -signal.SIGKILL)
+        hits += process.returncode in (os.EX_TEMPFAIL, -signal.SIGTERM, -signal.SIGKILL)
         if process.returncode == 0:  # it was done first: begin another
             assert_same_run(workdir, reference)
             shutil.rmtree(workdir)

@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from helpers import run_main, run_module
+
+from tests.helpers import run_main, run_module
 
 ROUNDS, FILES, STEPS = 11, 12, 600
 

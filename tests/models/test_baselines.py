@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assemble, load_page, tiny_config
 from ml_collections import ConfigDict
 
 from nin_jax.config import block
@@ -18,6 +17,7 @@ from nin_jax.models.nin import NIN, Block, Conv
 from nin_jax.models.summary import format_table, layer_table
 from nin_jax.train import optimizer
 from nin_jax.train.step import evaluate, train_steps
+from tests.helpers import assemble, load_page, plan_of, tiny_config
 
 
 def conv(kernel: int, inputs: int, outputs: int) -> int:
@@ -182,7 +182,7 @@ def test_with_a_fully_connected_head_that_layer_learns_at_a_tenth():
     params = jax.tree.map(
         lambda x: jnp.zeros(x.shape), nnx.to_pure_dict(nnx.state(model, nnx.Param))
     )
-    optimiser = optimizer.make_optimizer(config.optim, params, model.last_layer, (), 1)
+    optimiser = optimizer.make_optimizer(config.optim, params, model.last_layer, plan_of())
     ones = jax.tree.map(jnp.ones_like, params)
     updates, _ = optimiser.update(ones, optimiser.init(params), params, value=1.0)
     rates = {
@@ -238,7 +238,7 @@ def losses_of(config: ConfigDict, calls: int, steps: int) -> tuple[list[float], 
             state, run.train(0).examples, run.preprocess, setup=run.setup, num_steps=steps
         )
         losses.append(float(metrics['loss']))
-    scores = evaluate(state.params, run.eval, run.preprocess, setup=run.setup)
+    scores = evaluate(state.params, run.eval.examples, run.preprocess, setup=run.setup)
     return losses, float(scores['loss'])
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -9,12 +10,11 @@ import sys
 import time
 
 import pytest
-from helpers import PAGES, ROOT, TINY_PAGE, load_page, summary
 
 from experiments import report as entry
 from experiments.report import results
 from experiments.report.paper import FIGURE3, FIGURE3_EPOCHS, OTHERS, TABLES
-from nin_jax.runs.interrupt import RESUME_ME
+from tests.helpers import PAGES, ROOT, TINY_PAGE, load_page, summary
 
 RESULTS = ROOT / 'results'
 
@@ -242,7 +242,7 @@ def two_seeds(tmp_path_factory):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
-    assert process.returncode == RESUME_ME
+    assert process.returncode == os.EX_TEMPFAIL
     assert summary(workdir / 'seed0')['status'] == 'preempted'
     assert not (workdir / 'seed1').exists()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

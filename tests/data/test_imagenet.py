@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers import assemble, load_page, tiny_config
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -24,6 +23,7 @@ from nin_jax.models.nin import count_parameters
 from nin_jax.models.summary import layer_table
 from nin_jax.plan import make_plan
 from nin_jax.train.trainer import make_setup
+from tests.helpers import assemble, load_page, tiny_config
 
 SIZES = [(40, 60), (60, 40), (33, 33), (20, 90), (64, 48)]  # height, width
 CLASSES = ('ant', 'bee', 'cow')

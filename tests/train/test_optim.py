@@ -8,6 +8,7 @@ import pytest
 
 from nin_jax.config import default_config
 from nin_jax.train.optimizer import make_optimizer
+from tests.helpers import plan_of
 
 LAST = ('b', 'last')
 
@@ -27,7 +28,7 @@ def params_and_grads(steps):
 
 def optimise(config, drops, steps, errors=None):
     params, grads = params_and_grads(steps)
-    tx = make_optimizer(config, params, LAST, drops, epoch=2)
+    tx = make_optimizer(config, params, LAST, plan_of(drops=drops))
     state, rates = tx.init(params), []
     for i, g in enumerate(grads):
         updates, state = tx.update(g, state, params, value=errors[i] if errors else 0.5)

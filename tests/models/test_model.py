@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import PAGES, load_page
 
 from nin_jax.data.catalog import lookup
 from nin_jax.models.factory import fc_classes, layer_blocks
 from nin_jax.models.nin import NIN, Block, MLPConv, dropout, global_average_pooling
 from nin_jax.models.summary import layer_table
+from tests.helpers import PAGES, load_page
 
 # Sums over the authors' cuda-convnet layer files (NIN/*_def).
 PARAMETERS = {

@@ -85,7 +85,7 @@ def test_keeps_the_dtype(dtype):
 SHARDED = """
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from nin_jax.augment import crop_and_flip
+from nin_jax.data.augment import crop_and_flip
 x = np.random.default_rng(0).normal(size=(32, 32, 32, 3)).astype(np.float32)
 whole = jax.jit(crop_and_flip)(jax.random.key(7), x)
 assert jax.device_count() == 4

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assemble, tiny_config
 
 from nin_jax.data.batches import example_order
-from nin_jax.train.step import apply, evaluate, loss_and_gradient, train_steps
+from nin_jax.models.nin import apply
+from nin_jax.train.step import evaluate, loss_and_gradient, train_steps
+from tests.helpers import assemble, tiny_config
 
 
 @pytest.fixture(scope='module')
@@ -88,7 +89,7 @@ def test_evaluation_counts_every_example_once(run):
     scores = [
         evaluate(
             state.params,
-            run.eval,
+            run.eval.examples,
             run.preprocess,
             setup=dataclasses.replace(run.setup, eval_batch_size=b),
         )
@@ -114,7 +115,7 @@ def test_it_learns_64_images_by_heart():
     config.train.duration = '1000steps'
     run = assemble(config)
     state, losses = advance(run, [2] * 250)
-    scores = evaluate(state.params, run.eval, run.preprocess, setup=run.setup)
+    scores = evaluate(state.params, run.eval.examples, run.preprocess, setup=run.setup)
     assert int(scores['errors']) == 0 and losses[-1] < 0.05 < 2.0 < losses[0]
 
 

@@ -7,12 +7,12 @@ import struct
 
 import numpy as np
 import pytest
-from helpers import ROOT, summary, tiny_config
 from tensorflow_datasets.image_classification import mnist
 
 from nin_jax import commands
 from nin_jax.data import datasets
 from nin_jax.data.prepare import prepare
+from tests.helpers import ROOT, summary, tiny_config
 
 TEXT = (ROOT / 'WORKSPACE.md').read_text().split('## A new dataset')[1].split('\n## ')[0]
 CODE, BASH = (re.search(rf'```{kind}\n(.*?)```', TEXT, re.S)[1] for kind in ('python', 'bash'))

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import metrics, run_main, run_module
 from PIL import Image
 
 from nin_jax.data import images
@@ -21,6 +20,7 @@ from nin_jax.models.nin import NIN, Block
 from nin_jax.models.summary import layer_table
 from nin_jax.pretrained import trained
 from nin_jax.visualize import cam, drawing
+from tests.helpers import metrics, run_main, run_module
 
 # ---- arithmetic -----------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ import jax.export
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import ROOT, metrics, run_main, run_module, tiny_config
 from safetensors.numpy import load_file, save_file
 
 import nin_jax
@@ -19,6 +18,7 @@ from nin_jax.errors import CheckpointError
 from nin_jax.files import file_sha256, read_json, write_json
 from nin_jax.models.nin import NIN, Block
 from nin_jax.pretrained import model_card, stablehlo, trained
+from tests.helpers import ROOT, metrics, run_main, run_module, tiny_config
 
 # What somebody without this project types; cwd is elsewhere.
 STRANGER = """

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import ROOT, assemble, load_page, tiny_config
 from ml_collections import ConfigDict
 
 from launch import ablate, seeds
@@ -27,6 +26,7 @@ from nin_jax.runs.checkpoint import Checkpoints, digest, filled
 from nin_jax.train.optimizer import make_optimizer
 from nin_jax.train.schedules import rise_and_fall
 from nin_jax.train.step import apply, cross_entropy, evaluate, loss_and_gradient, train_steps
+from tests.helpers import ROOT, assemble, load_page, plan_of, tiny_config
 
 
 def small_config() -> ConfigDict:
@@ -333,7 +333,7 @@ def updates_of(rule: str, steps: int = 3, **changes):
     """Parameters after some steps down random gradients."""
     config = default_config().optim
     config.update(dict(rule=rule, schedule='one_cycle', bias_lr=1.0, last_layer_lr=1.0) | changes)
-    tx = make_optimizer(config, PARAMS, ('last',), (), epoch=2, warmup=0, total=10)
+    tx = make_optimizer(config, PARAMS, ('last',), plan_of(total_steps=10))
     return run_optimiser(tx, steps)
 
 
@@ -426,7 +426,7 @@ def test_test_time_augmentation_averages_logits(tta):
     x_NHWC = run.preprocess(run.eval.examples.images)
     logits = [apply(run.setup.model, weights, v)[0] for v in augment.views(x_NHWC, tta)]
     mean_NK = np.mean(logits, axis=0)
-    scores = evaluate(weights, run.eval, run.preprocess, setup=run.setup)
+    scores = evaluate(weights, run.eval.examples, run.preprocess, setup=run.setup)
     assert int(scores['errors']) == int((mean_NK.argmax(-1) != run.eval.examples.labels).sum())
     losses_N = cross_entropy(jnp.asarray(mean_NK), run.eval.examples.labels)
     assert float(scores['loss']) == pytest.approx(float(losses_N.mean()), rel=1e-5)
@@ -474,13 +474,12 @@ def test_a_cutout_larger_than_the_image_is_named():
 
 DEVICES = """
 import sys
-sys.path[:0] = ['tests']
+sys.path[:0] = ['.']
 import jax
 import numpy as np
-from helpers import load_page, tiny_config
+from tests.helpers import assemble, load_page, tiny_config
 from nin_jax.config import flatten
-from nin_jax.run import assemble
-from nin_jax.step import evaluate, train_steps
+from nin_jax.train.step import evaluate, train_steps
 
 assert jax.device_count() == 8
 ends = []
@@ -574,13 +573,13 @@ def test_ablate_names_a_run_it_does_not_know(tmp_path, capsys):
 def test_a_run_from_before_the_recipe_resumes(tmp_path):
     """Its config.json lacks the new keys, its checkpoint the new parts of the state."""
     config = small_config()
-    workdir.settle_config(tmp_path, config)
+    workdir.write_or_check_config(tmp_path, workdir.flat_config(config))
     path = tmp_path / 'config.json'
     write_json(path, {k: v for k, v in read_json(path).items() if 'cutmix' not in k})
-    workdir.settle_config(tmp_path, config)
+    workdir.write_or_check_config(tmp_path, workdir.flat_config(config))
     config.augment.cutmix = 1.0
     with pytest.raises(CheckpointError, match=r'augment.cutmix=0.0, this command says 1.0'):
-        workdir.settle_config(tmp_path, config)
+        workdir.write_or_check_config(tmp_path, workdir.flat_config(config))
     state = assemble(small_config()).init_state(0)
     assert set(filled(state)) == {'step', 'attempt', 'dead_steps', 'params', 'opt_state'}
 

@@ -9,9 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from bad_inputs import CASES, MAIN, SEEDS
-from conftest import write_svhn_archives
-from helpers import ROOT, TINY_PAGE, run_main
+
+from tests.bad_inputs import CASES, MAIN, SEEDS
+from tests.conftest import write_svhn_archives
+from tests.helpers import ROOT, TINY_PAGE, run_main
 
 REAL = 13  # every so many'th case also runs as a process that was not forked
 

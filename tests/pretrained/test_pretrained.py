@@ -5,12 +5,12 @@ import os
 
 import numpy as np
 import pytest
-from helpers import run_main, run_module, summary
 from PIL import Image, ImageFilter
 
 from nin_jax.data import datasets
 from nin_jax.pretrained import import_caffe, trained
 from nin_jax.visualize import cam
+from tests.helpers import run_main, run_module, summary
 
 FLAGS = ('--config.model.blocks.mlpconv2.pool=avg', '--mode=eval')
 PAGE = 'experiments/configs/cifar10.py'

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, run_main
 from PIL import Image
+
+from tests.helpers import ROOT, run_main
 
 README = (ROOT / 'README.md').read_text()
 COMMANDS = [

@@ -184,7 +184,7 @@ def test_half_written_cache_does_not_count(svhn_dir):
 def test_a_cache_alone_is_enough_and_needs_no_tfds(svhn_dir):
     shutil.rmtree(svhn_dir / 'svhn_cropped')
     code = (
-        'import sys; from nin_jax.datasets import load; '
+        'import sys; from nin_jax.data.datasets import load_arrays; '
         f'assert len(load_arrays("svhn_cropped", "test", {str(svhn_dir)!r}).labels) == 30; '
         'print([m for m in sys.modules if m.split(".")[0] in '
         '("tensorflow_datasets", "tensorflow", "jax", "array_record", "PIL")])'
@@ -266,7 +266,10 @@ def test_mnist_is_in_official_order(archives, data_dir):
 
 def test_a_cache_is_rebuilt_in_a_fresh_process(data_dir, tmp_path):
     (tmp_path / 'mnist').symlink_to(f'{data_dir}/mnist')
-    code = f'from nin_jax.datasets import load; load_arrays("mnist", "test", {str(tmp_path)!r})'
+    code = (
+        'from nin_jax.data.datasets import load_arrays; '
+        f'load_arrays("mnist", "test", {str(tmp_path)!r})'
+    )
     subprocess.run([sys.executable, '-c', code], check=True)
     rebuilt, before = (load_arrays('mnist', 'test', str(root)) for root in (tmp_path, data_dir))
     np.testing.assert_array_equal(rebuilt.images, before.images)

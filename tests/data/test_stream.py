@@ -9,14 +9,15 @@ import time
 
 import numpy as np
 import pytest
-from helpers import ROOT, assemble, command, run_main, summary, tiny_config
 
 from nin_jax import commands
 from nin_jax.data import batches
-from nin_jax.data.batches import Examples, example_order, random_streams
+from nin_jax.data.batches import Resident, example_order, random_streams
+from nin_jax.data.sources import Arrays
 from nin_jax.errors import DataError, UserError
 from nin_jax.runs.metrics import Stopwatch
 from nin_jax.train import loop
+from tests.helpers import ROOT, assemble, command, run_main, summary, tiny_config
 
 
 def config_of(residency, **changes):
@@ -41,7 +42,7 @@ def streamed():
 @pytest.mark.parametrize('batch_size', [32, 96])  # 96 does not divide 256: batches straddle epochs
 def test_batches_are_those_on_the_device(resident, seed, attempt, batch_size):
     changes = {'seed': seed, 'train.batch_size': batch_size}
-    train = assemble(config_of('stream', **changes)).train
+    train = assemble(config_of('stream', **changes)).train(0)
     order_key, *_ = random_streams(seed, attempt)
     for first in (0, 5):
         batches = train.batches(attempt, first)
@@ -58,7 +59,7 @@ def test_evaluation_goes_through_all_examples(resident, streamed, monkeypatch):
     assert [len(part) for part in streamed.eval.parts()] == [96, 96, 64]
     params = resident.init_state(0).params
     scores = [
-        loop.score(r, params, loop.programs(r, r.init_state(0), Stopwatch())[1])
+        loop.score(r, params, loop.eval_program(r, r.init_state(0), Stopwatch()))
         for r in (resident, streamed)
     ]
     assert scores[0][1] == scores[1][1] and scores[0][0] == pytest.approx(scores[1][0], rel=1e-6)
@@ -108,12 +109,13 @@ def test_what_is_too_large_streams_by_itself(monkeypatch):
     """512 digits of 28 x 28 bytes are 401,408 bytes: twice that will do, a byte less will not."""
     sizes = {'SC_PHYS_PAGES': 802_816, 'SC_PAGE_SIZE': 1}
     monkeypatch.setattr(os, 'sysconf', lambda name: sizes[name])
-    assert isinstance(assemble(config_of('auto')).train, Examples)
+    assert isinstance(assemble(config_of('auto')).train(0), Resident)
     sizes['SC_PHYS_PAGES'] -= 1
     assembled = assemble(config_of('auto'))
-    assert isinstance(assembled.train, batches.Stream) and len(assembled.train) == 256
+    train = assembled.train(0)
+    assert isinstance(train, batches.Stream) and len(train) == 256
     assert isinstance(assembled.eval, batches.Stream)
-    assert isinstance(assemble(config_of('device')).train, Examples)
+    assert isinstance(assemble(config_of('device')).train(0), Resident)
 
 
 def test_steps_per_call_stay_few(streamed):
@@ -125,27 +127,26 @@ def test_steps_per_call_stay_few(streamed):
 def test_batches_go_to_all_devices():
     code = """
 import numpy as np
-from helpers import tiny_config
-from nin_jax import run, stream
+from tests.helpers import assemble, tiny_config
 config = tiny_config()
 config.data.residency = 'stream'
-train = assemble(config).train
-batches = batches.feed(train, 0, 0)(3)
+batches = assemble(config).train(0).feed(0, 0)(3)
 assert batches.images.shape == (3, 32, 28, 28, 1), batches.images.shape
 assert {s.data.shape for s in batches.images.addressable_shards} == {(3, 8, 28, 28, 1)}
 """
-    environment = os.environ | {'JAX_NUM_CPU_DEVICES': '4', 'PYTHONPATH': f'{ROOT}/tests:{ROOT}'}
+    environment = os.environ | {'JAX_NUM_CPU_DEVICES': '4', 'PYTHONPATH': str(ROOT)}
     environment['JAX_PLATFORMS'] = 'cpu'
     result = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True)
     assert result.returncode == 0, result.stderr.decode()
 
 
 def test_a_mistake_of_a_reader_reaches_the_user(streamed):
-    class Broken(batches.Arrays):
+    class Broken(Arrays):
         def take(self, indices_B, keys_B):
             raise DataError('photo 7 is damaged: get it again')
 
-    broken = batches.Stream(Broken(np.zeros((64, 4, 4, 1)), np.zeros(64)), streamed.setup)
+    images, labels = np.zeros((64, 4, 4, 1)), np.zeros(64)
+    broken = batches.Stream(Broken(images, labels), streamed.setup.mesh, 0, 32, 32)
     with pytest.raises(DataError, match=r'^photo 7 is damaged'):
         next(broken.batches(0, 0))
 

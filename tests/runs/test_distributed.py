@@ -5,6 +5,7 @@ losses off by 1e-7 and weights by 5e-8 of the largest; TOLERANCE leaves room for
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -15,12 +16,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, command, metrics, run_main, summary
 
 from nin_jax import distributed
 from nin_jax.errors import UserError
 from nin_jax.pretrained import trained
-from nin_jax.runs.interrupt import RESUME_ME
+from tests.helpers import ROOT, command, metrics, run_main, summary
 
 TOLERANCE = 1e-5
 SETTINGS = ('--config.train.steps_per_call=1', '--config.train.duration=40steps')
@@ -104,7 +104,7 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path, undisturbed, sign
         wait_for_lines(tmp_path, 5, processes)
         processes[signalled].send_signal(signal.SIGTERM)
         statuses, outputs, errors = finish(processes)
-    assert statuses == [RESUME_ME, RESUME_ME], errors
+    assert statuses == [os.EX_TEMPFAIL, os.EX_TEMPFAIL], errors
     assert '2 x cpu in 2 processes' in outputs[0] and 'run the same command again' in outputs[0]
     assert outputs[1] == ''
     stopped = summary(tmp_path)['step']

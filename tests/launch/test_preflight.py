@@ -11,12 +11,12 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, TINY_PAGE, assemble, load_page, run_module, tiny_config
 
 from launch.preflight import analysis
 from nin_jax.data import datasets
 from nin_jax.errors import UserError
 from nin_jax.plan import make_plan
+from tests.helpers import ROOT, TINY_PAGE, assemble, load_page, run_module, tiny_config
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None,
@@ -31,7 +31,7 @@ def local():
 
 def test_shapes_without_data_are_those_of_the_run():
     run = assemble(tiny_config())
-    for split, images in ((run.train, 256), (run.eval, 256)):
+    for split, images in ((run.train(0).examples, 256), (run.eval.examples, 256)):
         ours = analysis.abstract_examples(run.config, images)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), split) == jax.tree.map(
             lambda x: (x.shape, x.dtype), ours
@@ -44,7 +44,7 @@ def test_whitened_images_and_their_zca_have_the_runs_shapes():
     config.preprocess.recipe = 'gcn_zca'
     run = assemble(config)
     for real, ours in (
-        (run.train, analysis.abstract_examples(config, 256)),
+        (run.train(0).examples, analysis.abstract_examples(config, 256)),
         (run.preprocess, analysis.abstract_preprocess(config)),
     ):
         same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), real, ours)

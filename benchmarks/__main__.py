@@ -1,6 +1,6 @@
 """How fast this code base is on this machine, beside PyTorch: one command, one JSON, one page.
 
-    pip install -r benchmarks/requirements.txt
+    pip install -e '.[prepare,benchmarks]'
     python -m benchmarks --out=results/benchmarks/cpu.json
     python -m benchmarks --parts=throughput --networks=cifar10 --batches=128 --rounds=3
 

@@ -54,6 +54,7 @@ class TfdsRecords:
     """A part of a dataset that TFDS prepared, in its order."""
 
     def __init__(self, name: str, dataset: Dataset, root: Path, part: str):
+        cache.require_tfds()
         import tensorflow_datasets as tfds  # lazily: a second or two
 
         builder = tfds.builder(

@@ -78,7 +78,7 @@ PRESETS: dict[str, tuple[Experiment, ...]] = {
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog='launch.reproduce', description=__doc__.splitlines()[0], allow_abbrev=False
+        prog='launch.reproduce', description='Everything behind RESULTS.md.', allow_abbrev=False
     )
     parser.error = lambda message: sys.exit(cli.complain(message))
     parser.add_argument('--preset', choices=PRESETS, required=True, help='which runs')

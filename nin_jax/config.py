@@ -7,6 +7,7 @@ overrides, so that `--config.train.batch_size=256` moves everything that depends
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -22,7 +23,7 @@ CHOICES = {
     'model.norm': ('none', 'batch'),
     'model.class_maps': ('relu', 'linear'),
     'eval.tta': ('none', 'flip', 'shift', 'flip_shift'),
-    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn', 'mean'),
+    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn', 'patch_zca', 'mean'),
 }
 POOLS = ('max', 'avg', 'none', 'max_rnorm', 'avg_rnorm')
 
@@ -53,7 +54,7 @@ class Block:
     stride: int = 1
 
 
-def block(features: tuple[int, ...], kernel: int, **fields: object) -> ConfigDict:
+def block(features: tuple[int, ...], kernel: int, **fields: Any) -> ConfigDict:
     """One row of a layer table as config keys; `fields` are those of `Block`."""
     return ConfigDict(dataclasses.asdict(Block(features, kernel, **fields)))
 
@@ -74,7 +75,7 @@ def default_config() -> ConfigDict:
     config.data.residency = 'auto'  # images on the 'device', or a 'stream' to it
 
     config.preprocess = ConfigDict()
-    config.preprocess.recipe = 'gcn_zca'  # 'scale' (/255), 'gcn_zca', 'gcn_lcn' or 'mean'
+    config.preprocess.recipe = 'gcn_zca'  # see data/preprocess.py
     config.preprocess.gcn_scale = 55.0  # L2 norm of an image after contrast normalisation
     config.preprocess.zca_bias = 0.1  # added to the covariance's eigenvalues
 
@@ -177,7 +178,7 @@ def smoke(config: ConfigDict) -> None:
     config.checkpoint.every = '2steps'
 
 
-def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
+def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
     """{'optim.lr': 0.1, ...}, in the config's own order."""
     flat = {}
     for key in config:

@@ -13,6 +13,7 @@ def fast(config: ConfigDict) -> None:
     for row in config.model.blocks.values():
         row.init_std = ()  # He initialization
         row.dropout = 0.0
+    config.preprocess.recipe = 'patch_zca'
     config.model.norm = 'batch'
     config.model.class_maps = 'linear'
     config.augment.crop_pad = 2
@@ -36,5 +37,6 @@ def fast(config: ConfigDict) -> None:
 def fast_digits(config: ConfigDict) -> None:
     """The same for digits, which are not mirrored."""
     fast(config)
+    config.preprocess.recipe = 'scale'
     config.augment.flip = False
     config.train.duration = '6ep'

@@ -1,9 +1,9 @@
 """Checkpoints: written by Orbax, verified by a SHA-256 of our own.
 
 Orbax restores an array with a flipped bit silently, and takes an empty folder for the latest step.
-So every checkpoint carries a SHA-256 of its arrays and one of its metadata, and restoring walks from
-the newest to the oldest until one matches. Several processes save together and read separately; they
-agree on which checkpoint to use.
+So every checkpoint carries a SHA-256 of its arrays and one of its metadata, and restoring walks
+from the newest to the oldest until one matches. Several processes save together, read separately,
+and agree on which checkpoint to use.
 """
 
 import contextlib
@@ -93,7 +93,8 @@ class Checkpoints:
             with distributed.together():
                 self._set_aside_unreadable_errors()
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
-        self._unsure = None  # step and content of a checkpoint that may not be on the disk yet
+        # Step and content of a checkpoint that may not be on the disk yet.
+        self._unsure: tuple[int, dict[str, Any]] | None = None
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -139,6 +140,7 @@ class Checkpoints:
         self._start_saving()
 
     def _start_saving(self) -> None:
+        assert self._unsure is not None
         step, content = self._unsure
         try:
             self._manager.save(step, **content)
@@ -150,6 +152,7 @@ class Checkpoints:
 
         Several attempts, because threads of the failed save may still be writing to the same place.
         """
+        assert self._unsure is not None
         step, content = self._unsure
         self._unsure = None
         with contextlib.suppress(Exception):

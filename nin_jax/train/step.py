@@ -6,6 +6,7 @@ depend on the number of devices, and the state is all that a run needs to resume
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,11 +105,11 @@ def train_steps(
 
     Returns:
       The new state, and metrics over the call: 'loss' (mean cross-entropy in nats, against mixed
-      and smoothed labels), 'error' (mean top-1 error against the images' own labels, with augmentation
-      and dropout) and 'dead_steps' (see `TrainState`).
+      and smoothed labels), 'error' (mean top-1 error against the images' own labels, with
+      augmentation and dropout) and 'dead_steps' (see `TrainState`).
     """
     order_key, augment_key, dropout_key = random_streams(setup.seed, state.attempt)
-    batches = examples
+    batches: Any = examples
     if isinstance(examples, Examples):
         batches = example_order(order_key, state.step, num_steps, setup.batch_size, len(examples))
 
@@ -126,7 +127,7 @@ def train_steps(
             grads, state.opt_state, state.params, value=error
         )
         dead_steps = jnp.where(jnp.any(logits_BK != 0), 0, state.dead_steps + 1)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         state = TrainState(
             state.step + 1,
             state.attempt,
@@ -152,8 +153,8 @@ def moving_average(state: TrainState, weights: dict, decay: float) -> dict:
     At step t the decay is at most (1 + t) / (10 + t), so that the average forgets the initial
     weights even in a short run.
     """
-    decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-    return optax.incremental_update(weights, state.ema, 1 - decay)
+    capped = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return optax.incremental_update(weights, state.ema, 1 - capped)  # pyright: ignore
 
 
 def loss_and_gradient(
@@ -233,7 +234,7 @@ def score(setup: Setup, weights: dict, x_BHWC: jax.Array) -> jax.Array:
 
 
 def take_batch(
-    examples: Examples,
+    examples: Examples | Batches,
     batch: jax.Array | Batches,
     preprocess: Preprocess,
     mesh: jax.sharding.Mesh,

@@ -25,7 +25,7 @@ from nin_jax.data.catalog import DATASETS
 from nin_jax.data.datasets import load_arrays
 from nin_jax.data.prepare import prepare
 from nin_jax.data.tfds_without_tf import tfds_without_tensorflow
-from nin_jax.errors import DataError
+from nin_jax.errors import DataError, UserError
 from tests.conftest import write_svhn_archives
 
 REPO = Path(__file__).parents[2]
@@ -415,3 +415,10 @@ def test_help_is_quick_and_names_the_datasets():
     assert time.monotonic() - start < 3
     downloaded = [name for name, d in DATASETS.items() if d.storage == 'tfds']
     assert all(name in done.stdout for name in downloaded)
+
+
+def test_without_tfds_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[prepare\]'"):
+        prepare('mnist', str(tmp_path), str(tmp_path))
+    assert not (tmp_path / 'mnist').exists()

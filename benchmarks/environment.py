@@ -13,7 +13,7 @@ import time
 from nin_jax.runs.environment import commit
 
 
-def circumstances() -> dict:
+def environment() -> dict:
     """Command, commit, versions and hardware of this process."""
     words = [re.sub('=/.*/', '=', word) for word in sys.argv[1:]]  # no paths of this machine
     return {

@@ -41,7 +41,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='launch.ablate', allow_abbrev=False)
-    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.error = lambda message: sys.exit(cli.print_error(message))
     parser.add_argument('--workdir', required=True, help="folder of the runs' folders")
     parser.add_argument('--seeds', type=int, default=1, help='how many of each, from 0 on')
     parser.add_argument('--only', default=','.join(RUNS), help='names, with commas between')
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     names = args.only.split(',')
     for name in names:
         if name not in RUNS:
-            return cli.complain(f"--only: no run '{name}': choose from {', '.join(RUNS)}")
+            return cli.print_error(f"--only: no run '{name}': choose from {', '.join(RUNS)}")
     worst = 0
     for name in names:
         page, *back = RUNS[name]

@@ -1,4 +1,4 @@
-"""The errors a user can mend: each is one sentence, naming the value at fault and the mend."""
+"""Errors that a user can fix. Each is one sentence that states the bad value and the fix."""
 
 import difflib
 from collections.abc import Iterable
@@ -26,6 +26,11 @@ def os_sentence(e: OSError) -> str:
     return (
         f'{e.strerror or e}{where}: check the path, its permissions and the space left on its disk'
     )
+
+
+def one_line(e: BaseException) -> str:
+    """The first line of another library's error, cut to 150 characters."""
+    return (str(e).strip() or repr(e)).splitlines()[0][:150]
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = '') -> str:

@@ -10,13 +10,12 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nin_jax.config import flatten
-from nin_jax.errors import UserError, did_you_mean, os_sentence
+from nin_jax.errors import EXIT_USAGE, UserError, did_you_mean, from_os_error
 
 if TYPE_CHECKING:  # JAX takes seconds to import
     from nin_jax.data.sources import Arrays
     from nin_jax.pretrained.trained import Trained
 
-EXIT_USAGE = 2
 CONFIGS = pathlib.Path('experiments/configs')
 A_RUN = 'name the folder of a run, such as --workdir=runs/quickstart'
 
@@ -30,7 +29,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         try:
             return main(argv)
         except UserError as e:
-            return print_error(str(e))
+            return print_error(str(e), e.exit_status)
         except KeyboardInterrupt:
             return print_error('stopped', status=130)
         except BrokenPipeError:  # the reader of our output went away: head, less, ...
@@ -39,7 +38,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except OSError as e:  # a full disk, a folder that cannot be written, ...
             if e.errno is None:
                 raise
-            return print_error(os_sentence(e))
+            found = from_os_error(e)
+            return print_error(str(found), found.exit_status)
 
     app.run(guarded, flags_parser=parse)
 

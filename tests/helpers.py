@@ -10,6 +10,7 @@ import sys
 from ml_collections import ConfigDict
 
 from nin_jax.config import block, default_config
+from nin_jax.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(p.stem for p in (ROOT / 'experiments' / 'configs').glob('[!_]*.py'))
@@ -50,6 +51,20 @@ def assemble(config: ConfigDict):
     data = load_data(config)
     fitted = fit_preprocess(config, data.train)
     return make_trainer(config, data, fitted, pretrained_weights(config))
+
+
+def plan_of(**changes) -> Plan:
+    """A plan of ten steps in epochs of two, for what needs one and no config."""
+    numbers = dict(
+        total_steps=10,
+        steps_per_epoch=2.0,
+        steps_per_call=1,
+        eval_every=2,
+        checkpoint_every=2,
+        drops=(),
+        warmup=0,
+    )
+    return Plan(**numbers | changes)
 
 
 TINY_PAGE = ROOT / 'tests' / 'tiny_page.py'

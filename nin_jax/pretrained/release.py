@@ -64,8 +64,8 @@ def write(folder: pathlib.Path, trained: Trained, program: bytes, provenance: di
     try:
         arrays = named(trained.params, _layer_names(trained.config)) | {
             f'{PREPROCESS}{name}': np.asarray(array)
-            for name in ('mean_HWC', 'whiten_DD')
-            if (array := getattr(trained.preprocess, name)) is not None
+            for name, array in trained.preprocess.arrays.items()
+            if array is not None
         }
         weights = _safetensors().save(arrays, metadata={'format': FORMAT})
         (temporary / WEIGHTS).write_bytes(weights)
@@ -121,7 +121,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Trained:
     fitted = preprocess.Preprocess(
         content['preprocess']['recipe'],
         content['preprocess']['gcn_scale'],
-        *(arrays.pop(f'{PREPROCESS}{name}', None) for name in ('mean_HWC', 'whiten_DD')),
+        **{name: arrays.pop(f'{PREPROCESS}{name}', None) for name in preprocess.ARRAYS},
     )
     shape, class_names = tuple(content['image_shape']), tuple(content['class_names'])
     template = join(*split_weights(abstract_model(config, shape, len(class_names))))

@@ -7,10 +7,10 @@ Writes, to a new folder:
     model.stablehlo     preprocessing and network, weights inside; runs with JAX alone
     model.safetensors   the weights and the preprocessing's arrays under the authors' layer names
     config.json         the config, class names, provenance, and the SHA-256 of the other files
-    README.md           the model card, its figures from the run's own records
+    README.md           the model card, with the errors that the run recorded
 
-`nin_jax.load('release/cifar10')` opens it again. --score also lets the exported program score the
-run's test images, and says so in the card.
+`nin_jax.load('release/cifar10')` opens it again. --score also scores the run's test images with the
+exported program and adds the error to the card.
 """
 
 import pathlib
@@ -18,41 +18,33 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from nin_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run.')
 OUT = flags.DEFINE_string('out', None, 'The folder to write; new or empty.')
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to export; the newest if not given.')
+STEP = cli.define_step()
 SCORE = flags.DEFINE_bool('score', False, 'Score the test images with the exported program.')
-DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is, if not where the run had it.')
+DATA_DIR = cli.define_data_dir()
 
 
 def main(argv: list[str]) -> int:
-    if argv[1:]:
-        raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
-    if not WORKDIR.value:
-        raise UserError('--workdir is missing: name the folder of a run, such as runs/quickstart')
-    if not OUT.value:
-        raise UserError('--out is missing: name a folder to make, such as release/quickstart')
-    from nin_jax.data.pipeline import open_source
+    cli.no_arguments(argv)
+    folder = pathlib.Path(cli.required(WORKDIR, cli.A_RUN))
+    out = pathlib.Path(cli.required(OUT, 'name a folder to make, such as --out=release/quickstart'))
     from nin_jax.devices import use_compilation_cache
     from nin_jax.pretrained import model_card, release, stablehlo, trained
 
-    folder, out = pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value)
     release.check_new(out)
     use_compilation_cache()
-    run = trained.load(folder, STEP.value)
-    found = model_card.provenance(folder, run.step)
-    program = stablehlo.serialise(run)
-    found['largest_difference'] = stablehlo.largest_difference(program, run)
+    network = trained.load_run(folder, STEP.value)
+    found = model_card.provenance(folder, network.step)
+    program = stablehlo.serialize(network)
+    found['largest_difference'] = stablehlo.largest_difference(program, network)
     if SCORE.value:
-        if DATA_DIR.value is not None:
-            run.config.data.dir = DATA_DIR.value
-        split = open_source(run.config, run.config.data.eval).load()
-        errors = stablehlo.count_errors(program, split)
-        found |= {'exported_error': errors / len(split.labels), 'scored': len(split.labels)}
-        print(f'the exported program: {errors:,} of {len(split.labels):,} wrong')
-    release.write(out, run, program, found)
+        test = cli.eval_images(network, DATA_DIR.value)
+        errors = stablehlo.count_errors(program, test)
+        found |= {'exported_error': errors / len(test), 'scored': len(test)}
+        print(f'the exported program: {errors:,} of {len(test):,} wrong')
+    release.write(out, network, program, found)
     for path in sorted(out.iterdir()):
         print(f'{path.stat().st_size:>12,} bytes  {path}')
     return 0

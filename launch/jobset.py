@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.error = lambda message: sys.exit(cli.print_error(message))
     parser.add_argument('--name', required=True, help='of the JobSet and its service account')
     parser.add_argument('--image', required=True, help='built from launch/Dockerfile')
     parser.add_argument('--claim', required=True, help='a PersistentVolumeClaim')
@@ -46,15 +46,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--select', nargs='*', default=[], help='KEY=VALUE of the nodes to use')
     args = parser.parse_args(words)
     if not command:
-        return cli.complain('a command is missing: write it behind --')
+        return cli.print_error('a command is missing: write it behind --')
     if not re.fullmatch('[a-z]([-a-z0-9]{0,30}[a-z0-9])?', args.name):
-        return cli.complain(f"--name='{args.name}': use a-z, 0-9 and -, at most 32 of them")
+        return cli.print_error(f"--name='{args.name}': use a-z, 0-9 and -, at most 32 of them")
     for pair in [args.chips, *args.select]:
         if not re.fullmatch('[^=]+=[^=]+', pair):
-            return cli.complain(f"'{pair}' is not of the form KEY=VALUE")
+            return cli.print_error(f"'{pair}' is not of the form KEY=VALUE")
     resource, chips = args.chips.split('=')
     if args.hosts < 1 or not re.fullmatch('[1-9][0-9]*', chips):
-        return cli.complain(f'--hosts={args.hosts} --chips={args.chips}: give 1 or more of each')
+        return cli.print_error(f'--hosts={args.hosts} --chips={args.chips}: give 1 or more of each')
     print(
         string.Template(TEMPLATE.read_text()).substitute(
             name=args.name,

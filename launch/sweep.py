@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         with study.database_errors():
             return drive(sweep, args, argv)
     except UserError as e:
-        return cli.complain(str(e))
+        return cli.print_error(str(e))
     except BrokenPipeError:  # the reader of our output went away: head, less, ...
         sys.stdout = None
         return 141
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """The command's flags, and the config keys set for all trials."""
     parser = argparse.ArgumentParser(prog='launch.sweep', allow_abbrev=False)
-    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.error = lambda message: sys.exit(cli.print_error(message))
     parser.add_argument('--sweep', required=True, help='a page of experiments/sweeps/')
     add_study_flags(parser)
     parser.add_argument('--workers', type=int, help='processes; default: one an accelerator')
@@ -163,7 +163,7 @@ def keep_going(family: Family, environments: list[dict], argv: list[str]) -> int
             if status is None:
                 continue
             del workers[index]
-            if status == cli.MISTAKE:
+            if status == cli.EXIT_USAGE:
                 for other in workers.values():
                     other.terminate()
                     other.wait()

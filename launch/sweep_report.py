@@ -26,7 +26,7 @@ FEWEST = 10  # complete trials that an importance can be computed from
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='launch.sweep report', allow_abbrev=False)
-    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.error = lambda message: sys.exit(cli.print_error(message))
     sweep.add_study_flags(parser)
     parser.add_argument('--out', help='folder to write; default: WORKDIR/report')
     args = parser.parse_args(argv)

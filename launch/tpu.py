@@ -75,9 +75,9 @@ def main(argv: list[str]) -> int:
             getattr(machine, verb)()
         return 0
     except UserError as e:
-        return cli.complain(str(e))
+        return cli.print_error(str(e))
     except Trouble as e:
-        return cli.complain(str(e), status=1)
+        return cli.print_error(str(e), status=1)
     except KeyboardInterrupt:
         return 130
 
@@ -94,7 +94,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.error = lambda message: sys.exit(cli.print_error(message))
     parser.add_argument('verb', choices=NEEDS)
     for name, example in EXAMPLES.items():
         default = os.environ.get(f'NIN_TPU_{name.upper()}', '')
@@ -182,7 +182,7 @@ def keep_up(machine: Machine, asked: threading.Event) -> int:
         say(f'{e}; the slice may still be there, and cost')
         return 1
     except UserError as e:
-        return cli.complain(str(e))
+        return cli.print_error(str(e))
 
 
 if __name__ == '__main__':

@@ -37,9 +37,9 @@ def main(argv: list[str]) -> int:
             shared = study.join(args.study, args.storage, args.grace)
             return Worker(page, shared, args, family).work()
     except study.UnreachableError as e:
-        return cli.complain(str(e), status=1)  # it may come back: launch.sweep starts us again
+        return cli.print_error(str(e), status=1)  # it may come back: launch.sweep starts us again
     except UserError as e:
-        return cli.complain(str(e))
+        return cli.print_error(str(e))
 
 
 @dataclasses.dataclass
@@ -95,7 +95,7 @@ class Worker:
             case _ if self.family.stop:
                 trials.give_back(self.study, trial._trial_id)
                 self.say(trial.number, 'saved, and back in the queue')
-            case _ if status == cli.MISTAKE:  # every other trial would end so, too
+            case _ if status == cli.EXIT_USAGE:  # every other trial would end so, too
                 trials.give_back(self.study, trial._trial_id)
                 raise UserError(f'trial {trial.number} did not start: {last_line(log)}')
             case _:

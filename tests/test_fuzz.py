@@ -113,7 +113,7 @@ def test_any_override_is_parsed_or_a_sentence(overrides, variant, monkeypatch, c
     except UserError as e:
         one_line(e)
     except SystemExit as e:
-        assert e.code == cli.MISTAKE
+        assert e.code == cli.EXIT_USAGE
         told = capsys.readouterr().err
         assert told.startswith('error: ') and told.count('\n') == 1
 
@@ -151,7 +151,7 @@ PHOTOS = [saved(NOISE.save, kind) for kind in images.FORMATS]
 @settings(MANY, max_examples=400)
 @given(mutated(*PHOTOS))
 def test_any_photo(tmp_path, data):
-    try_reading(images.read_photo, tmp_path / 'photo', data)
+    try_reading(images.read_image, tmp_path / 'photo', data)
 
 
 FITTED = preprocess.fit(

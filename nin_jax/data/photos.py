@@ -47,7 +47,7 @@ class FolderRecords:
 
     def read(self, row: int) -> tuple[np.ndarray, int]:
         path, label = self._files[row]
-        return images.read_photo(path), label
+        return images.read_image(path), label
 
 
 class TfdsRecords:

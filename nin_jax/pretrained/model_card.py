@@ -1,4 +1,4 @@
-"""The model card of a released network: where it comes from, what it scores, how to load it."""
+"""The model card of a released network: its provenance, its error, and how to load it."""
 
 import json
 import pathlib
@@ -14,12 +14,12 @@ KEPT = ('status', 'reason', 'epoch', 'seed', 'eval_images', 'commit', 'versions'
 
 
 def provenance(workdir: pathlib.Path, step: int) -> dict:
-    """What the run's own records say of the network at `step`; nothing is computed here.
+    """Collects what the run recorded of the network at `step`; computes nothing.
 
     Returns:
-      Of summary.json: how the run ended, seed, commit, versions, device. Beside it 'error', as the
-      run itself evaluated it at that step (None if it did not), and 'other_errors', the final
-      errors of runs in neighbouring folders that differ in nothing but their seed.
+      From summary.json: status, seed, commit, versions and device of the run. Also 'error', which
+      the run recorded at that step (None if it did not evaluate), and 'other_errors', the final
+      errors of runs in sibling folders that differ only in their seed.
 
     Raises:
       CheckpointError: summary.json is damaged.
@@ -54,11 +54,11 @@ def _other_seeds(workdir: pathlib.Path, summary: dict) -> list[float]:
 
 
 def text(trained: Trained, found: dict) -> str:
-    """The card, Markdown.
+    """Writes the card in Markdown.
 
     Args:
       trained: the network.
-      found: what `provenance` returned, with 'largest_difference' (of the exported program's
+      found: what `provenance` returned, plus 'largest_difference' (of the exported program's
         logits) and, if it scored the test images, 'exported_error' and 'scored' (their number).
     """
     config = trained.config
@@ -76,7 +76,7 @@ Lin, Chen and Yan's Network In Network ([arXiv 1312.4400](https://arxiv.org/abs/
 | test error | {_error(found, config.eval.tta)} |
 | from | {_origin(trained, found)} |
 | code | nin_jax {__version__}, commit `{found['commit'] or 'unknown'}` |
-| licence | {_licence(found)} |
+| license | {_license(found)} |
 
 ## Loading
 
@@ -97,17 +97,17 @@ logits_BK, maps_BHWK = program.call(images_BHWC)  # uint8; preprocessing is insi
 ```
 
 `model.safetensors` holds the weights for everything else: `conv1.kernel` is (height, width, in,
-out), `conv1.bias` (out), then `cccp1`, `cccp2`, `conv2`, ... in the authors' names. Pixels are to
-be preprocessed by the recipe `{trained.preprocess.recipe}` of `nin_jax/preprocess.py`; its arrays,
-where it has any, are there too.
+out), `conv1.bias` (out), then `cccp1`, `cccp2`, `conv2`, ... in the authors' names. Preprocess the
+images by the recipe `{trained.preprocess.recipe}` of `nin_jax/data/preprocess.py`; its arrays, if
+it has any, are in the same file.
 
 ## Limits
 
-* It answers with one of its classes whatever the picture shows, and its probabilities are not
+* It predicts one of its classes whatever the image shows, and its probabilities are not
   calibrated.
 * `model.stablehlo` takes images of {height}x{width} only; with the package, any size. On random
-  images its logits differ from the network's by {found['largest_difference']:.1g} at most.
-* Nothing is known of how it does on other cameras, crops or corruptions than its test images'.
+  images its logits differ from the network's by at most {found['largest_difference']:.1g}.
+* Its error on images from other cameras, with other crops or corruptions, is not known.
 
 ## Config
 
@@ -143,7 +143,7 @@ def _origin(trained: Trained, found: dict) -> str:
     return f'step {trained.step:,} of a run that is {found["status"]}{epochs}, on {kind}'
 
 
-def _licence(found: dict) -> str:
+def _license(found: dict) -> str:
     if found['status'] == 'imported':
         return "code Apache-2.0; the weights are the paper's authors'"
     return "Apache-2.0 (code and weights; the training images have their own publishers' terms)"

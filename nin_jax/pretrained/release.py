@@ -1,11 +1,11 @@
 """A released network: what `experiments.export` writes and `nin_jax.load` reads.
 
-    config.json         the config, class names, where it comes from; SHA-256 of every other file
+    config.json         the config, class names, provenance; SHA-256 of every other file
     model.safetensors   weights under the authors' layer names, and the preprocessing's arrays
-    model.stablehlo     preprocessing and network as one program; needs JAX, but nothing of ours
+    model.stablehlo     preprocessing and network as one program, which JAX runs on its own
     README.md           the model card
 
-Nothing in it is pickled. `config.json` carries a digest of itself as well, its seal.
+Nothing in it is pickled. `config.json` also carries a checksum of itself.
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ PREPROCESS = 'preprocess.'  # prefix of its arrays among the weights
 
 
 def check_new(folder: pathlib.Path) -> None:
-    """Raises UserError if a release cannot be written: files are there, or packages are not."""
+    """Raises UserError if the folder holds files, or if a package that exports need is missing."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"'{folder}' holds files already: name another --out")
     _safetensors()
@@ -45,13 +46,13 @@ def check_new(folder: pathlib.Path) -> None:
 
 
 def write(folder: pathlib.Path, trained: Trained, program: bytes, provenance: dict) -> None:
-    """Writes a release, whole or not at all.
+    """Writes a release, atomically: a killed process leaves nothing in its folder.
 
     Args:
       folder: new, or empty.
       trained: the network.
-      program: the same, from `stablehlo.serialise`.
-      provenance: from `model_card.provenance`; goes into config.json and the model model_card.
+      program: the same network, from `stablehlo.serialize`.
+      provenance: from `model_card.provenance`; goes into config.json and the model card.
 
     Raises:
       UserError: see `check_new`.
@@ -66,7 +67,8 @@ def write(folder: pathlib.Path, trained: Trained, program: bytes, provenance: di
             for name, array in trained.preprocess.arrays.items()
             if array is not None
         }
-        _safetensors().save_file(arrays, temporary / WEIGHTS, metadata={'format': FORMAT})
+        weights = _safetensors().save(arrays, metadata={'format': FORMAT})
+        (temporary / WEIGHTS).write_bytes(weights)
         (temporary / PROGRAM).write_bytes(program)
         (temporary / 'README.md').write_text(model_card.text(trained, provenance))
         files = (WEIGHTS, PROGRAM, 'README.md')
@@ -93,7 +95,11 @@ def write(folder: pathlib.Path, trained: Trained, program: bytes, provenance: di
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Trained:
-    """Opens a release, or a run at `step` (its newest checkpoint if None); see `nin_jax.load`."""
+    """Opens a release, or a run at `step` (its newest checkpoint if None); see `nin_jax.load`.
+
+    Raises:
+      CheckpointError: a file is missing, damaged or not of a release or a run.
+    """
     path = pathlib.Path(path)
     folder = path if path.is_dir() else path.parent
     content = _read_content(folder)
@@ -136,7 +142,7 @@ def pretrained_weights(config: ConfigDict) -> Callable[[], dict] | None:
 
 
 def _read_content(folder: pathlib.Path) -> dict:
-    """config.json, a release's or a run's."""
+    """Reads config.json of a release or a run."""
     path = folder / 'config.json'
     if not path.is_file():
         raise CheckpointError(
@@ -166,12 +172,12 @@ def named(tree: dict, names: dict[tuple[str, str], str]) -> dict[str, np.ndarray
 
 
 def _fill(template: dict, arrays: dict, names: dict, path: pathlib.Path) -> dict:
-    """The template's tree with `arrays` for its leaves; raises unless they are exactly those."""
+    """The template's tree with the named arrays as leaves; CheckpointError for one more or less."""
 
-    def take(key_path: tuple, leaf) -> jax.Array:
+    def take(key_path: tuple, leaf: jax.Array) -> jax.Array:
         name = leaf_name(key_path, names)
         if name not in arrays:
-            raise CheckpointError(f"'{path}' lacks {name}, which its config.json asks for")
+            raise CheckpointError(f"'{path}' lacks {name}, which config.json requires")
         array = arrays.pop(name)
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise CheckpointError(
@@ -183,14 +189,14 @@ def _fill(template: dict, arrays: dict, names: dict, path: pathlib.Path) -> dict
     arrays = dict(arrays)
     params = jax.tree_util.tree_map_with_path(take, template)
     if arrays:
-        raise CheckpointError(f"'{path}' holds {min(arrays)}, which its config.json does not know")
+        raise CheckpointError(f"'{path}' holds {min(arrays)}, which config.json does not know")
     return params
 
 
 _INSTALL = 'released networks need two more packages: pip install safetensors flatbuffers'
 
 
-def _safetensors():
+def _safetensors() -> ModuleType:
     try:
         import safetensors.numpy
     except ImportError:

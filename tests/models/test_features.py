@@ -82,7 +82,7 @@ def test_unknown_layers_are_told(network):
 
 def test_features_of_a_run(tmp_path):
     assert run_main(f'--workdir={tmp_path}').returncode == 0
-    network = trained.load(tmp_path)
+    network = trained.load_run(tmp_path)
     digits = datasets.load_arrays('mnist_subset', 'test').images[:5]
     found = network.features(digits, ('pool2', 'gap', 'pool1'), chunk=2)
     logits, maps = network.score(digits)

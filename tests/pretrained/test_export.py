@@ -71,7 +71,7 @@ def test_the_program_runs_without_this_project(workdir, released, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     scores = np.load(tmp_path / 'scores.npz')
-    logits, maps = trained.load(workdir).score(images())
+    logits, maps = trained.load_run(workdir).score(images())
     np.testing.assert_allclose(scores['logits'], logits, rtol=0, atol=1e-6)
     np.testing.assert_allclose(scores['maps'], maps, rtol=0, atol=1e-6)
     np.testing.assert_allclose(scores['one'], logits[:1], rtol=0, atol=1e-6)
@@ -85,7 +85,7 @@ def test_the_program_is_for_every_platform(released):
 
 
 def test_one_line_brings_the_same_network_back(workdir, released):
-    expected = trained.load(workdir)
+    expected = trained.load_run(workdir)
     for path in (workdir, released, released / 'model.safetensors', str(released / 'config.json')):
         network = nin_jax.load(path)
         np.testing.assert_array_equal(network(images()), expected(images()))
@@ -126,7 +126,7 @@ def test_the_card_knows_other_seeds_and_steps(workdir, tmp_path):
         write_json(path, summary | {'final_error': 0.5 if name == 'b' else 0.25})
     found = model_card.provenance(tmp_path / 'a', 24)
     assert found['other_errors'] == [0.5] and found['error'] == final
-    network = trained.load(tmp_path / 'a')
+    network = trained.load_run(tmp_path / 'a')
     text = model_card.text(network, found | {'largest_difference': 0.0})
     mean, deviation = 100 * (final + 0.5) / 2, 100 * abs(final - 0.5) / 2**0.5
     assert f'over 2 seeds {mean:.2f} ± {deviation:.2f} %' in text
@@ -214,4 +214,4 @@ def test_every_head_and_recipe_exports(head, recipe):
     network = trained.Trained(
         tiny_config(), 0, nnx.graphdef(model), params, fitted, ('a',) * 10, shape, 4
     )
-    assert stablehlo.largest_difference(stablehlo.serialise(network), network) < 1e-5
+    assert stablehlo.largest_difference(stablehlo.serialize(network), network) < 1e-5

@@ -38,7 +38,7 @@ def authors(caffemodel, data_dir, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def run(authors):
-    return trained.load(authors)
+    return trained.load_run(authors)
 
 
 @pytest.fixture(scope='module')

@@ -75,7 +75,7 @@ def steps(workdir) -> list[int]:
 
 def params(workdir) -> np.ndarray:
     """The newest checkpoint's, as one long vector."""
-    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(trained.load(workdir).params)])
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(trained.load_run(workdir).params)])
 
 
 def assert_same_run(workdir, undisturbed):

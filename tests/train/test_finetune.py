@@ -29,7 +29,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def weights(source):
-    return trained.load(source).params
+    return trained.load_run(source).params
 
 
 def config_from(source, **changes):
@@ -103,7 +103,7 @@ def test_a_frozen_backbone_stays_as_it_was(source, weights, two_classes, tmp_pat
     config.train.duration = '8steps'
     config.model.blocks.mlpconv2.features = (8, 8, 2)
     assert commands.train(config, tmp_path / 'run', command='') == 0
-    tuned = trained.load(tmp_path / 'run')
+    tuned = trained.load_run(tmp_path / 'run')
     head, backbone = split(tuned.params)
     assert_equal(backbone, split(weights)[1])
     first_head, _ = split(assemble(config).init_state(0).params)
@@ -177,4 +177,4 @@ def test_from_a_release_and_resumed_without_it(source, tmp_path):
     shutil.rmtree(release)
     result = run_main(f'--workdir={cut}', *flags)
     assert result.returncode == 0 and 'resuming at step 20' in result.stdout, result.stderr
-    assert digest(trained.load(cut).params) == digest(trained.load(whole).params)
+    assert digest(trained.load_run(cut).params) == digest(trained.load_run(whole).params)

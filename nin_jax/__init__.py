@@ -1,21 +1,39 @@
 """Network In Network (Lin, Chen, Yan 2013; arXiv 1312.4400) in JAX and Flax NNX."""
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nin_jax.pretrained.trained import Trained
+
 __version__ = '0.2.0'
 
 
-def load(path):
-    """Opens a trained network: `nin_jax.load('release')(images)` gives class scores.
+def load(path: str | os.PathLike) -> Trained:
+    """Opens a trained network: `nin_jax.load('cifar10')(images)` gives class scores.
 
     Args:
-      path: the folder that `experiments.export` wrote, or a file in it; or that of a run.
+      path: the name of a bundled network (see `list_models`); the folder that `experiments.export`
+        wrote, or a file in it; or the folder of a run. A folder that holds a run or a release
+        takes precedence over a bundled network of the same name.
 
     Returns:
-      A `nin_jax.trained.Trained`: called with uint8 images_NHWC it gives logits_NK; `score` gives
-      the class maps too, `model` and `params` are what `nin_jax.step.apply` takes.
+      A `nin_jax.pretrained.trained.Trained`. Called with uint8 images_NHWC, it returns float32
+      logits_NK; `score` also returns the class maps; `model` and `params` are the arguments of
+      `nin_jax.models.nin.apply`.
 
     Raises:
-      CheckpointError: in one sentence, if anything is missing, damaged or of another kind.
+      CheckpointError: there is no such network, or it is damaged; one sentence that says which.
     """
     from nin_jax.pretrained import release
 
     return release.load(path)
+
+
+def list_models() -> list[str]:
+    """The names of the trained networks that come with the package, for `load`."""
+    from nin_jax.pretrained import bundled
+
+    return bundled.names()

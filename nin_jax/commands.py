@@ -10,7 +10,7 @@ from nin_jax import distributed
 from nin_jax.config import validate
 from nin_jax.data import catalog, preprocess
 from nin_jax.data.pipeline import fit_preprocess, load_data
-from nin_jax.devices import use_compilation_cache
+from nin_jax.devices import matmul_rate, use_compilation_cache
 from nin_jax.errors import CheckpointError
 from nin_jax.files import read_json
 from nin_jax.models.factory import fc_classes, layer_blocks
@@ -55,7 +55,11 @@ def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
             outcome = loop.fit(trainer, state, recorder)
             summary = summarize(
                 outcome, trainer.plan, recorder, config, parameters=count_parameters(state.params)
-            ) | {'eval_images': len(data.eval), 'command': command}
+            ) | {
+                'eval_images': len(data.eval),
+                'command': command,
+                'peak_flops': matmul_rate(),
+            }
         run.write_summary(summary)
         print(f"{sentence(summary)}  ->  '{folder}'")
         return EXIT_STATUS[outcome.status]

@@ -22,7 +22,7 @@ CHOICES = {
     'model.norm': ('none', 'batch'),
     'model.class_maps': ('relu', 'linear'),
     'eval.tta': ('none', 'flip', 'shift', 'flip_shift'),
-    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn', 'mean'),
+    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn', 'patch_zca', 'mean'),
 }
 POOLS = ('max', 'avg', 'none', 'max_rnorm', 'avg_rnorm')
 
@@ -59,38 +59,38 @@ def block(features: tuple[int, ...], kernel: int, **fields: object) -> ConfigDic
 
 
 def default_config() -> ConfigDict:
-    """The paper's CIFAR-10 run without augmentation; a page changes what differs."""
+    """The paper's CIFAR-10 run without augmentation; configs change what differs."""
     config = ConfigDict()
-    config.seed = 0  # decides initial weights, batch order, augmentation and dropout
-    config.devices = 0  # how many of the machine's devices to use; 0 for all
+    config.seed = 0  # of initial weights, batch order, augmentation and dropout
+    config.devices = 0  # number of devices to use; 0 for all
     config.dtype = 'float32'  # of activations; 'bfloat16' keeps float32 master weights
 
     config.data = ConfigDict()
-    config.data.name = 'cifar10'  # an entry of nin_jax/datasets.py
+    config.data.name = 'cifar10'  # an entry of nin_jax/data/catalog.py
     config.data.train = 'train+valid'  # splits to train on
     config.data.eval = 'test'  # splits to report top-1 error on
     config.data.dir = ''  # where `prepare` put the data; '' for TFDS's own default
-    config.data.limit = 0  # keep only the first so many examples of either; 0 for all
-    config.data.residency = 'auto'  # all on the 'device', or a 'stream' where that is too small
+    config.data.limit = 0  # keep only the first examples of each split; 0 for all
+    config.data.residency = 'auto'  # images on the 'device', or a 'stream' to it
 
     config.preprocess = ConfigDict()
-    config.preprocess.recipe = 'gcn_zca'  # 'scale' (/255), 'gcn_zca', 'gcn_lcn' or 'mean'
+    config.preprocess.recipe = 'gcn_zca'  # see data/preprocess.py
     config.preprocess.gcn_scale = 55.0  # L2 norm of an image after contrast normalisation
     config.preprocess.zca_bias = 0.1  # added to the covariance's eigenvalues
 
     config.augment = ConfigDict()
-    config.augment.crop_pad = 0  # zero-pad by so many pixels, then crop at random
-    config.augment.flip = False  # mirror half of the images
-    config.augment.cutout = 0  # zero a square of so many pixels a side; 0 for none
+    config.augment.crop_pad = 0  # pixels of zero padding before a random crop
+    config.augment.flip = False  # mirror each image with probability 1/2
+    config.augment.cutout = 0  # side of a zeroed square in pixels; 0 for none
     config.augment.mixup = 0.0  # alpha of mixing with another image; 0 for none
     config.augment.cutmix = 0.0  # alpha of pasting a box of another image; 0 for none
     config.augment.label_smoothing = 0.0  # share of each label spread evenly over all classes
 
     config.model = ConfigDict()
-    config.model.dropout_mode = 'inverted'  # or 'convnet', see nin_jax.model.NIN
+    config.model.dropout_mode = 'inverted'  # or 'convnet', see nin_jax.models.nin.NIN
     config.model.norm = 'none'  # or 'batch': batch normalisation before each ReLU
     config.model.class_maps = 'relu'  # or 'linear': no ReLU on the class maps
-    config.model.class_bias = 0.0  # initial bias of the class maps; above 0, none starts out dead
+    config.model.class_bias = 0.0  # initial bias of the class maps; above 0, none starts dead
     config.model.head = 'gap'  # or 'fc': a fully connected layer instead of average pooling
     config.model.head_dropout = 0.0  # of the inputs of head 'fc'; 'gap' has none to drop
     config.model.blocks = ConfigDict(
@@ -102,8 +102,8 @@ def default_config() -> ConfigDict:
     )
 
     config.init = ConfigDict()
-    config.init.weights = ''  # a run's folder, or a release's, to take weights from; '' for none
-    config.init.new_head = True  # but not those of the last layer, whose classes may be others
+    config.init.weights = ''  # folder of a run or release with initial weights; '' for none
+    config.init.new_head = True  # keep the last layer fresh, as for other classes
 
     config.optim = ConfigDict()
     config.optim.rule = 'sgd'  # or 'nesterov', or 'muon', with Adam for the biases
@@ -115,7 +115,7 @@ def default_config() -> ConfigDict:
     config.optim.backbone_lr = 1.0  # times lr, for all other layers; 0 freezes them
     # At `drops`, or on a 'plateau' of training error, or 'cosine', 'one_cycle'; see schedules.py.
     config.optim.schedule = 'drops'
-    config.optim.warmup = '0%'  # how long 'cosine' and 'one_cycle' take to rise to lr
+    config.optim.warmup = '0%'  # until 'cosine' and 'one_cycle' have risen to lr
     config.optim.drops = '200ep 230ep'  # when; 'plateau' takes only their number
     config.optim.drop_factor = 0.1
     config.optim.plateau_patience = 10  # epochs without a better training error
@@ -126,11 +126,11 @@ def default_config() -> ConfigDict:
     # Smaller images first: '20@40% 24@70%' trains on 20x20 pixels up to 40 % of the run, on 24x24
     # up to 70 %, and on whole images after that. Global average pooling takes any size.
     config.train.image_sizes = ''
-    config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else all; see step.py
+    config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else all
     config.train.steps_per_call = 0  # steps in one dispatch; 0: 10 on a CPU, else an epoch's
-    config.train.ema = 0.0  # decay of the moving average of the weights, then evaluated; 0: none
-    config.train.dead_steps = 100  # stop once all logits have been 0 for so many steps
-    config.train.restarts = 0  # times a dead or diverged run may start over with new weights
+    config.train.ema = 0.0  # decay of the moving average of the weights; 0: none
+    config.train.dead_steps = 100  # stop after so many steps with all logits 0
+    config.train.restarts = 0  # how often a dead or diverged run may restart
 
     config.eval = ConfigDict()
     config.eval.every = '1ep'
@@ -139,27 +139,36 @@ def default_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = '5ep'
-    config.checkpoint.keep = 2  # the newest so many, besides the best
+    config.checkpoint.keep = 2  # number of newest checkpoints to keep besides the best
     return config
 
 
-def variants(arg: str | None, *known: str, together: bool = True) -> set[str]:
-    """Splits a page's argument, as in `cifar10.py:aug,smoke`; 'smoke' is known to every page.
+def variants(arg: str | None, *known: str) -> set[str]:
+    """Splits a config's argument, as in `cifar10.py:aug,smoke`; every config knows 'smoke'.
 
     Raises:
-      ConfigError: for a variant that the page does not know, or for two that do not go `together`.
+      ConfigError: the config does not know a variant.
     """
     chosen = {v for v in (arg or '').split(',') if v}
     for name in sorted(chosen - {*known, 'smoke'}):
         raise ConfigError(f"unknown variant ':{name}'{did_you_mean(name, (*known, 'smoke'), ':')}")
-    if not together and len(chosen - {'smoke'}) > 1:
-        two = "' and ':".join(sorted(chosen - {'smoke'})[:2])
-        raise ConfigError(f"variants ':{two}' exclude each other: choose one")
     return chosen
 
 
+def only_one(chosen: set[str]) -> str:
+    """The one variant of those that exclude each other; '' for none.
+
+    Raises:
+      ConfigError: there are two.
+    """
+    if len(chosen) > 1:
+        two = "' and ':".join(sorted(chosen)[:2])
+        raise ConfigError(f"variants ':{two}' exclude each other: choose one")
+    return next(iter(chosen), '')
+
+
 def smoke(config: ConfigDict) -> None:
-    """Shrinks a run to a few steps on a few images: does it work, not how well."""
+    """Shrinks a run to a few steps on a few images, to see that it works."""
     config.data.limit = 512
     config.train.duration = '4steps'
     config.train.steps_per_call = 2
@@ -236,7 +245,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises ConfigError at the first value out of range, naming it and what is allowed."""
+    """Raises ConfigError for the first bad value, with the key and the allowed values."""
     flat = flatten(config)
     for key, (allowed, words) in RANGES.items():
         if not allowed(flat[key]):  # NaN fails every comparison

@@ -1,6 +1,8 @@
 """The devices of a run as a mesh, and where JAX keeps its compiled programs."""
 
 import os
+import statistics
+import time
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -10,18 +12,23 @@ from nin_jax.errors import ConfigError, UserError
 
 
 def make_mesh(devices: int) -> jax.sharding.Mesh:
-    """A mesh of one axis, 'data', over the first `devices` there are (0: all of them)."""
+    """A mesh of one axis, 'data', over the first `devices` devices (0: all).
+
+    Raises:
+      ConfigError: there are fewer, or several processes do not use all of theirs.
+      UserError: JAX_PLATFORMS names devices that this machine does not have.
+    """
     try:
         available = jax.devices()
-    except (RuntimeError, AssertionError) as e:  # the latter for a platform of another machine
-        reason = str(e).split('. ')[0] or 'no device of that kind is here'
+    except (RuntimeError, AssertionError) as e:  # the latter for a platform that is not there
+        reason = str(e).split('. ')[0] or 'this machine has no such device'
         raise UserError(
             f'JAX cannot use JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r} ({reason}): '
             'set it to cpu, or unset it'
         ) from e
     if devices not in (0, len(available)) and distributed.several():
         raise ConfigError(
-            f'devices={devices}: several processes use all of their {len(available)} devices, '
+            f'devices={devices}: several processes use all of their {len(available)} devices: '
             'leave it 0'
         )
     if devices > len(available):
@@ -38,12 +45,12 @@ def mesh_of(devices: list[jax.Device]) -> jax.sharding.Mesh:
 
 
 def is_cpu(mesh: jax.sharding.Mesh) -> bool:
-    """Whether the program is for CPUs, wherever it is compiled."""
+    """Whether the mesh is of CPUs, wherever the program is compiled."""
     return mesh.devices.flat[0].platform == 'cpu'
 
 
 def is_one_cpu(mesh: jax.sharding.Mesh) -> bool:
-    """Where the activations of few images stay in the cache, and few are faster than many."""
+    """Whether the mesh is one CPU: few images at a time are faster, as they stay in its cache."""
     return mesh.size == 1 and is_cpu(mesh)
 
 
@@ -59,3 +66,16 @@ def use_compilation_cache() -> None:
     )
     jax.config.update('jax_compilation_cache_dir', folder)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of one device for a product of two float32 matrices, the median of `repeats`."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()  # compiles
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds)

@@ -18,8 +18,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nin_jax.data.batches import Batches, Examples
 from nin_jax.data import catalog
+from nin_jax.data.batches import Batches, Examples
 from nin_jax.data.catalog import lookup
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.devices import is_cpu, make_mesh, mesh_of

@@ -14,9 +14,16 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """The `augment` part of a config, and the number of classes, for labels that are mixtures."""
+    """The `augment` part of a config, with what it needs to know of the data.
+
+    Attributes:
+      classes: number of classes, for labels that are mixtures.
+      image_side: height of the dataset's images in pixels. Where training images are scaled down,
+        crops and cutout shrink with them; 0 for no scaling.
+    """
 
     classes: int = 0
+    image_side: int = 0
     crop_pad: int = 0
     flip: bool = False
     cutout: int = 0
@@ -28,9 +35,10 @@ class Augment:
         self, key: jax.Array, x_BHWC: jax.Array, labels_B: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """(images, what to predict): the labels_B themselves, or targets_BK that sum to 1."""
-        x_BHWC = crop_and_flip(key, x_BHWC, pad=self.crop_pad, flip=self.flip)
-        if self.cutout:  # crop_and_flip has drawn from the keys 0 and 1
-            x_BHWC = cutout(jax.random.fold_in(key, 2), x_BHWC, self.cutout)
+        pad, hole = self._scaled(self.crop_pad, x_BHWC), self._scaled(self.cutout, x_BHWC)
+        x_BHWC = crop_and_flip(key, x_BHWC, pad=pad, flip=self.flip)
+        if hole:  # crop_and_flip has drawn from the keys 0 and 1
+            x_BHWC = cutout(jax.random.fold_in(key, 2), x_BHWC, hole)
         if not (self.label_smoothing or self.mixup or self.cutmix):
             return x_BHWC, labels_B
         targets_BK = optax.smooth_labels(
@@ -40,6 +48,12 @@ class Augment:
             key = jax.random.fold_in(key, 3)
             x_BHWC, targets_BK = mix(key, x_BHWC, targets_BK, self.mixup, self.cutmix)
         return x_BHWC, targets_BK
+
+    def _scaled(self, pixels: int, x_BHWC: jax.Array) -> int:
+        """So many pixels of the dataset's images as pixels of these; at least 1, unless 0."""
+        if not pixels or not self.image_side:
+            return pixels
+        return max(1, round(pixels * x_BHWC.shape[1] / self.image_side))
 
 
 def crop_and_flip(key: jax.Array, x_BHWC: jax.Array, pad: int = 4, flip: bool = True) -> jax.Array:

@@ -93,8 +93,8 @@ def write(
         arrays = {k: a.astype(dtype) if k.endswith('.kernel') else a for k, a in arrays.items()}
         arrays |= {
             f'{PREPROCESS}{name}': np.asarray(array)
-            for name in ('mean_HWC', 'whiten_DD')
-            if (array := getattr(trained.preprocess, name)) is not None
+            for name, array in trained.preprocess.arrays.items()
+            if array is not None
         }
         card = model_card.text(trained, provenance, tuple(programs), dtype).encode()
         files = {
@@ -157,7 +157,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Trained:
     fitted = preprocess.Preprocess(
         content['preprocess']['recipe'],
         content['preprocess']['gcn_scale'],
-        *(arrays.pop(f'{PREPROCESS}{name}', None) for name in ('mean_HWC', 'whiten_DD')),
+        **{name: arrays.pop(f'{PREPROCESS}{name}', None) for name in preprocess.ARRAYS},
     )
     shape, class_names = tuple(content['image_shape']), tuple(content['class_names'])
     template = join(*split_weights(abstract_model(config, shape, len(class_names))))

@@ -1,9 +1,9 @@
-"""Checkpoints: Orbax writes them; a digest of our own tells whether the same comes back.
+"""Checkpoints: written by Orbax, verified by a SHA-256 of our own.
 
-Orbax restores an array with a flipped byte without a word, and takes an empty folder for the latest
-step; so every checkpoint carries a SHA-256 of its arrays and one of what is kept beside them, and
-restoring walks from the newest to the oldest until one is whole. Several processes save together,
-and each reads by itself: they agree on which checkpoint is whole.
+Orbax restores an array with a flipped bit silently, and takes an empty folder for the latest step.
+So every checkpoint carries a SHA-256 of its arrays and one of its metadata, and restoring walks
+from the newest to the oldest until one matches. Several processes save together, read separately,
+and agree on which checkpoint to use.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from nin_jax import distributed
-from nin_jax.errors import CheckpointError
+from nin_jax.errors import CheckpointError, SaveError
 from nin_jax.files import verify_checksum, with_checksum
 
-PAUSES_S = (0.5, 2)  # between attempts to write a checkpoint that could not be written
+PAUSES_S = (0.5, 2)  # between attempts to write a checkpoint
 
 
 def digest(tree: Any) -> str:
@@ -42,7 +42,7 @@ def digest(tree: Any) -> str:
 
 
 def filled(state: Any) -> dict:
-    """Fields that hold anything: without `stats`, what was saved before there were any is read."""
+    """The fields that hold arrays, so that checkpoints from before `stats` existed can be read."""
     fields = ((f.name, getattr(state, f.name)) for f in dataclasses.fields(state))
     return {name: value for name, value in fields if jax.tree.leaves(value)}
 
@@ -53,8 +53,11 @@ class Checkpoints:
     Args:
       folder: made if it does not exist.
       keep: how many of the newest to keep.
-      warn: told, in one sentence, of every damaged checkpoint passed over.
-      read_only: for evaluation; nothing on the disk is touched.
+      warn: called with one sentence for every damaged checkpoint that is skipped.
+      read_only: for evaluation; nothing on the disk is changed.
+
+    Raises:
+      CheckpointError: `read_only`, and there is no such folder.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Checkpoints:
         latest = checkpoint_managers.LatestN(keep)
         self._several = distributed.several()
         self._folder, self._warn, self._read_only = folder.absolute(), warn, read_only
-        # To read needs no best; Orbax would read every checkpoint's error, and stumble over damage.
+        # Reading needs no best checkpoint: Orbax would read every error, and fail on a damaged one.
         self._options = ocp.CheckpointManagerOptions(
             read_only=True,
             create=False,
@@ -96,24 +99,31 @@ class Checkpoints:
         return self
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        # Closing waits for the other processes, but an error of this one's own is unknown to them.
-        if error is None or isinstance(error, distributed.SharedMistake) or not self._several:
-            with contextlib.suppress(*[Exception] if error else []):  # the first error tells more
+        # Closing waits for the other processes, which do not know of an error of this one alone.
+        if error is None or isinstance(error, distributed.PeerError) or not self._several:
+            try:
                 self._manager.close()
-            self._manager.close()
+            except Exception:
+                self._manager.close()  # the first call raises a pending error and closes nothing
+                if error is None:  # else the error that ended the block says more
+                    raise
 
     def save(self, step: int, state: Any, meta: dict, error: float | None) -> None:
-        """Starts writing in the background; a step that is there already stays as it is.
+        """Starts writing in the background. A step that exists is left as it is.
 
         Args:
           step: the state's.
           meta: JSON to keep beside the arrays.
           error: top-1 error at this step, to choose the best by; None if not evaluated.
+
+        Raises:
+          SaveError: this or the previous checkpoint cannot be written.
         """
-        if step in self._manager.all_steps():
+        exists = json.dumps(step in self._manager.all_steps())
+        if json.loads(distributed.gather(exists)[0]):  # process 0 decides for all
             return
         self.wait()
-        # A copy of our own: the next step is given the state's buffers to write into.
+        # A copy: the next step writes into the state's buffers.
         state = jax.tree.map(jnp.copy, state)
         self._unsure = (
             step,
@@ -132,19 +142,19 @@ class Checkpoints:
         step, content = self._unsure
         try:
             self._manager.save(step, **content)
-        except Exception as e:  # Orbax raises nearly anything
+        except Exception as e:  # Orbax raises many types
             self._save_again(e)
 
     def _save_again(self, reason: Exception) -> None:
-        """Orbax gives up over a clock that was set, and that is no reason to end a run.
+        """Retries with a new manager: Orbax fails, for example, after the clock was changed.
 
-        More than once, as threads of the save that failed may still be writing where this one does.
+        Several attempts, because threads of the failed save may still be writing to the same place.
         """
         step, content = self._unsure
         self._unsure = None
         with contextlib.suppress(Exception):
             self._manager.close()
-        for pause in () if self._several else (0, *PAUSES_S):  # the others know nothing of it
+        for pause in () if self._several else (0, *PAUSES_S):  # the others do not retry
             time.sleep(pause)
             try:
                 self._manager = ocp.CheckpointManager(self._folder, options=self._options)
@@ -155,7 +165,7 @@ class Checkpoints:
                 reason = e
                 with contextlib.suppress(Exception):
                     self._manager.close()
-        raise CheckpointError(
+        raise SaveError(
             f"checkpoint {step} cannot be written to '{self._folder}' ({one_line(reason)}): check "
             'the space left on its disk, then run the same command again'
         ) from reason
@@ -170,7 +180,7 @@ class Checkpoints:
         Raises:
           CheckpointError: if there are checkpoints and none can be read, or that at `step` cannot.
         """
-        # Process 0's list, should another see the disk a moment later.
+        # Process 0's list: another may see the disk a moment later.
         steps = sorted(self._manager.all_steps(), reverse=True)
         steps = json.loads(distributed.gather(json.dumps(steps))[0])
         if step is not None and step not in steps:
@@ -178,12 +188,12 @@ class Checkpoints:
                 f'no checkpoint at step {step}: there are '
                 + (', '.join(map(str, reversed(steps))) or 'none')
             )
-        sys.unraisablehook = drop_late_news
+        sys.unraisablehook = drop_abandoned_future
         for candidate in steps if step is None else [step]:
             reason = ''
             try:
                 state, meta = self._read(candidate, template)
-            except Exception as e:  # Orbax raises nearly anything on a damaged file
+            except Exception as e:  # Orbax raises many types on a damaged file
                 reason = one_line(e)
             reason = next(filter(None, distributed.gather(reason)), '')
             if not reason:
@@ -192,7 +202,7 @@ class Checkpoints:
                 ), meta
             if step is not None:
                 raise CheckpointError(f'checkpoint {step} is damaged ({reason})')
-            self._warn(f'checkpoint {candidate} is damaged ({reason}); trying the one before')
+            self._warn(f'checkpoint {candidate} is damaged ({reason}); trying the previous one')
             with distributed.together():
                 self._set_aside(candidate)
             if not self._read_only:
@@ -205,7 +215,7 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, template: Any) -> tuple[Any, dict]:
-        """Reads a checkpoint onto one device of this process, waiting for no other."""
+        """Reads a checkpoint onto one device of this process, without waiting for the others."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         template = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template
@@ -232,7 +242,7 @@ class Checkpoints:
         return state, meta
 
     def _set_aside(self, step: int | str) -> None:
-        """Moves a damaged checkpoint out of the way, so that its step can be saved again."""
+        """Moves a damaged checkpoint away, so that its step can be saved again."""
         if self._read_only or not distributed.is_first():
             return
         aside = self._folder.parent / 'damaged'
@@ -242,7 +252,7 @@ class Checkpoints:
         shutil.move(self._folder / str(step), target)
 
     def _set_aside_unreadable_errors(self) -> None:
-        """Orbax reads every checkpoint's error at the start, and fails over a damaged one."""
+        """Orbax reads every checkpoint's error when it starts, and fails on a damaged one."""
         for path in self._folder.glob('*/metrics/metrics') if distributed.is_first() else []:
             try:
                 float(json.loads(path.read_text())['error'])
@@ -272,7 +282,7 @@ def one_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:150] if str(error).strip() else repr(error)
 
 
-def drop_late_news(news: Any) -> None:
-    """Damage ends Orbax's event loop while tensorstore still has results to bring; that is all."""
+def drop_abandoned_future(news: Any) -> None:
+    """Drops the message of a future that Orbax abandons when it finds a damaged file."""
     if str(news.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(news)

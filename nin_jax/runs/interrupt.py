@@ -1,26 +1,28 @@
-"""SIGTERM and SIGINT ask a run to save and stop; a second one stops it at once."""
+"""SIGTERM and SIGINT ask a run to save and stop; a second signal stops it at once."""
 
+import os
 import signal
+from types import FrameType
 
-RESUME_ME = 75  # exit status EX_TEMPFAIL of sysexits.h: run the same command again
+RESUME_ME = os.EX_TEMPFAIL
 
 
 class Interrupt:
-    """Context manager; `requested` turns true when the process was asked to stop."""
+    """A context manager; `requested` becomes true when the process is asked to stop."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
 
-    def __enter__(self):
+    def __enter__(self) -> 'Interrupt':
         self._previous = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for s, handler in self._previous.items():
             signal.signal(s, handler)
 
-    def _handle(self, signum, _frame):
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
         self.requested = True
         signal.signal(signum, self._previous[signum])

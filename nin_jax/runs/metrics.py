@@ -18,7 +18,7 @@ from nin_jax.runs.tensorboard import EventFile
 
 
 class Stopwatch:
-    """Seconds spent in each part of a run, counted on over restarts."""
+    """Seconds spent in each part of a run, summed over restarts."""
 
     def __init__(self, seconds: dict[str, float] | None = None):
         self.seconds = dict(seconds or {})
@@ -37,18 +37,18 @@ class Metrics:
 
     Args:
       workdir: the run's folder; it must exist.
-      total_steps: where the run ends.
-      batch_size: images a step, for images a second.
-      steps_per_epoch: for the epoch shown beside a step.
-      first: (attempt, step) of the state that the run goes on from; (0, 0) for a new run.
-      clock: its 'train' seconds give images a second.
-      digest: what `digest` was when that state was saved; None if it is not known.
+      total_steps: of the run.
+      batch_size: images per step.
+      steps_per_epoch: to show epochs beside steps.
+      first: (attempt, step) of the state that the run continues from; (0, 0) for a new run.
+      clock: its 'train' seconds give images per second.
+      digest: SHA-256 of metrics.jsonl when that state was saved; None if it is not known.
 
     Attributes:
-      evals: the lines of evaluations, from the run's beginning.
+      evals: the lines of all evaluations.
 
     Raises:
-      CheckpointError: metrics.jsonl is not as it was when that state was saved.
+      CheckpointError: metrics.jsonl does not match `digest`.
     """
 
     def __init__(
@@ -66,13 +66,14 @@ class Metrics:
         self._path = workdir / 'metrics.jsonl'
         self._sha, self.evals, self._shown = hashlib.sha256(), [], {}
         self._drop_lines_past(first, digest)
-        self._file = open(self._path, 'a', buffering=1)  # noqa: SIM115 - closed in __exit__
+        self._file = open(self._path, 'a', buffering=1)  # noqa: SIM115 - closed in close()
         self._tensorboard = EventFile(workdir / 'tensorboard', purge_step=first[1] + 1)
         self._attempt, self._last_step = first
         self._clock, self._last_seconds = clock, clock.seconds.get('train', 0.0)
         self._console = ProgressDisplay(total_steps)
 
     def close(self) -> None:
+        """Closes the files."""
         self._console.close()
         self._file.close()
         self._tensorboard.close()
@@ -89,20 +90,20 @@ class Metrics:
         self._write('eval', step, loss=loss, error=error, errors=errors)
 
     def sync(self) -> str:
-        """Brings what was recorded to the disk, so that a checkpoint never outlives it.
+        """Flushes to the disk, so that no checkpoint is newer than its metrics.
 
-        Returns the SHA-256 of metrics.jsonl up to here.
+        Returns the SHA-256 of metrics.jsonl.
         """
         os.fsync(self._file.fileno())
         self._tensorboard.flush()
         return self._sha.hexdigest()
 
     def note(self, text: str) -> None:
-        """One sentence for the person watching."""
+        """Prints one sentence for the person watching."""
         self._console.print(text)
 
     def start_over(self, attempt: int) -> None:
-        """The run begins again at step 0 with new weights; its earlier lines stay in the file."""
+        """Begins again at step 0 with new weights; earlier lines stay in the file."""
         self._attempt, self._last_step = attempt, 0
 
     def _write(self, kind: str, step: int, **values: float) -> None:
@@ -126,7 +127,7 @@ class Metrics:
             self.evals.append(line)
 
     def _drop_lines_past(self, first: tuple[int, int], digest: str | None) -> None:
-        """Keeps the lines up to (attempt, step); one cut short by a kill is past them."""
+        """Keeps the lines up to (attempt, step), and drops a line that a kill cut short."""
         temporary = self._path.with_suffix('.tmp')
         with open(temporary, 'w') as kept:
             if self._path.exists() and first != (0, 0):
@@ -144,8 +145,8 @@ class Metrics:
         if digest not in (None, self._sha.hexdigest()):
             temporary.unlink()
             raise CheckpointError(
-                f"'{self._path}' is damaged, it is not as it was when step {first[1]} was saved: "
-                'restore it from a copy, or delete it to go on without its lines'
+                f"'{self._path}' is damaged: it does not match the checkpoint at step {first[1]}; "
+                'restore it from a copy, or delete it to continue without its lines'
             )
         os.replace(temporary, self._path)
 

@@ -10,14 +10,14 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 class EventFile:
-    """TensorBoard's scalars, written by the caller itself.
+    """TensorBoard's scalars, written by the caller's thread.
 
-    tensorboardX's SummaryWriter leaves that to a thread, which a full disk or a clock set back
-    ends; the run would then wait for it for ever.
+    tensorboardX's SummaryWriter writes in a thread of its own. A full disk or a clock that is set
+    back ends that thread, and the run would then wait for it forever.
 
     Args:
-      folder: made if it does not exist; the file in it gets a name of its own.
-      purge_step: TensorBoard hides what earlier files say of steps from this one on.
+      folder: made if it does not exist; the file in it gets a unique name.
+      purge_step: TensorBoard ignores what earlier files say of steps from this one on.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int):

@@ -1,10 +1,10 @@
-"""Starting from trained weights: a new last layer on what another run has learned to see.
+"""Fine-tuning: another network's weights below a new last layer.
 
 --config.init.weights=runs/authors     a run's folder or a release's
---config.optim.backbone_lr=0.1         times lr, for the layers taken over; 0 freezes them
+--config.optim.backbone_lr=0.1         times lr, for the layers copied; 0 freezes them
 --config.optim.last_layer_lr=1.0       times lr, for the new layer
 
-A frozen layer's batch normalisation still follows the new images in its running averages.
+The running averages of a frozen layer's batch normalization still follow the new images.
 """
 
 import jax
@@ -20,7 +20,7 @@ from nin_jax.train.step import TrainState
 def take_over(
     config: ConfigDict, model: nnx.GraphDef, fresh: TrainState, weights: dict
 ) -> TrainState:
-    """A fresh state with another network's weights.
+    """Replaces the weights of a fresh state by another network's.
 
     With `new_head`, the layer that outputs the class scores stays fresh.
 

@@ -1,11 +1,11 @@
-"""The optimiser as an optax chain: the authors' (cuda-convnet NIN/*_params; layers/weights.cuh),
+"""The optimizer as an optax chain. The authors' (cuda-convnet NIN/*_params, layers/weights.cuh) is
 
     v <- momentum * v - lr * m * (gradient + weight_decay * w)
     w <- w + v
 
-and two later ones. In the authors' the learning rate stands inside the momentum buffer, so after a
-drop the old velocity fades out instead of shrinking at once. m is a multiplier: biases learn at
-twice the rate (and do not decay), the last layer at a tenth.
+The learning rate is inside the momentum buffer, so after a drop the old velocity decays instead of
+shrinking at once. m is a multiplier: biases learn at twice the rate and have no weight decay, the
+last layer learns at a tenth of the rate. Nesterov's momentum and Muon are the later choices.
 """
 
 import jax
@@ -28,7 +28,7 @@ def make_optimizer(
       plan: the run's, for the schedule.
     """
 
-    def multiplier(path: tuple, _) -> float:
+    def multiplier(path: tuple, _: jax.Array) -> float:
         names = tuple(key.key for key in path)
         return (config.last_layer_lr if names[:-1] == last_layer else config.backbone_lr) * (
             config.bias_lr if names[-1] == 'bias' else 1.0
@@ -51,13 +51,13 @@ def make_optimizer(
 
 
 def muon(config: ConfigDict, params: dict) -> optax.GradientTransformation:
-    """Muon (Jordan 2024): weights move by the orthogonal matrix nearest their momentum.
+    """Muon (Jordan 2024): weights move along the orthogonal matrix nearest to their momentum.
 
-    A kernel counts as the matrix from all inputs of its window to its outputs; its decay is
-    decoupled, lr * weight_decay * w. Biases are left to Adam, with Nesterov's momentum as well.
+    A kernel is treated as the matrix from all inputs of its window to its outputs. Weight decay is
+    decoupled: lr * weight_decay * w. Biases use Adam, also with Nesterov's momentum.
     """
 
-    def as_matrix(path, leaf):
+    def as_matrix(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
         if path[-1].key != 'kernel':
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)

@@ -1,7 +1,7 @@
 """The training step and the evaluation: pure functions, each one jit-compiled program.
 
-Randomness is a pure function of (seed, attempt, step): the batch, its augmentation and dropout.
-Nothing depends on the number of devices, and there is nothing to save but the state.
+The batch, its augmentation and its dropout are pure functions of (seed, attempt, step). They do not
+depend on the number of devices, and the state is all that a run needs to resume.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ from nin_jax.models.nin import apply
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a run has to remember.
+    """Everything that a run needs to resume.
 
     Attributes:
-      step: int32, updates made.
-      attempt: int32, how often the run started over with new weights.
+      step: int32, number of updates made.
+      attempt: int32, how many times the run restarted with new weights.
       dead_steps: int32, for how many steps in a row every logit has been zero.
       params: parameter tree, float32.
       opt_state: the optimizer's.
-      stats: running averages of batch normalisation, float32; empty without it.
+      stats: running averages of batch normalization, float32; empty without it.
       ema: moving averages of `params` and `stats`, in one tree; empty without them.
     """
 
@@ -45,11 +45,11 @@ class TrainState:
 
     @property
     def weights(self) -> dict:
-        """What evaluation takes: the moving averages, or `params` with `stats` put in."""
+        """The weights to evaluate: the moving averages, or `params` joined with `stats`."""
         return self.ema or join(self.params, self.stats)
 
     def starting_from(self, params: dict, stats: dict | None = None) -> 'TrainState':
-        """This state with other parameters, and with `stats` if given; averages begin at them."""
+        """This state with other parameters, and `stats` if given; moving averages start there."""
         stats = self.stats if stats is None else stats
         ema = join(params, stats) if self.ema else {}
         return dataclasses.replace(self, params=params, stats=stats, ema=ema)
@@ -57,7 +57,20 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What is fixed for a run; hashable, so that jit takes it as a static argument."""
+    """What is fixed for a run: hashable, so that jit takes it as a static argument.
+
+    Attributes:
+      model: the network without weights.
+      optimizer: as `optimizer.make_optimizer` returns it.
+      mesh: the devices, along one axis 'data'.
+      seed: of initial weights, batch order, augmentation and dropout.
+      batch_size: images per update.
+      microbatch: images per gradient; batch normalization sees so many at a time.
+      eval_batch_size: images scored at a time.
+      augment: what happens to training images.
+      ema: decay of the moving averages of the weights; 0 for none.
+      tta: the views whose logits an evaluation averages.
+    """
 
     model: nnx.GraphDef
     optimizer: optax.GradientTransformationExtraArgs
@@ -80,13 +93,19 @@ def train_steps(
     setup: Setup,
     num_steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Makes `num_steps` updates in one dispatch, on batches of a split or on those given.
+    """Makes `num_steps` updates in one dispatch.
+
+    Args:
+      state: donated; do not use it afterwards.
+      examples: a split on the device, from which the step picks its batches, or the batches.
+      preprocess: applied to uint8 images.
+      setup: what is fixed for the run.
+      num_steps: how many updates.
 
     Returns:
-      The new state, and metrics over the call: 'loss' (mean cross-entropy, nats), 'error' (mean
-      top-1 error of the training batches, dropout on) and 'dead_steps' (see TrainState). Both are
-      of the augmented images; the loss is to the mixed and smoothed labels, the error to the
-      images' own.
+      The new state, and metrics over the call: 'loss' (mean cross-entropy in nats, against mixed
+      and smoothed labels), 'error' (mean top-1 error against the images' own labels, with
+      augmentation and dropout) and 'dead_steps' (see `TrainState`).
     """
     order_key, augment_key, dropout_key = random_streams(setup.seed, state.attempt)
     batches = examples
@@ -128,9 +147,10 @@ def train_steps(
 
 
 def moving_average(state: TrainState, weights: dict, decay: float) -> dict:
-    """decay * average + (1 - decay) * weights; at step t no decay above (1 + t) / (10 + t).
+    """decay * average + (1 - decay) * weights.
 
-    So that the average forgets the initial weights in time, however short the run is.
+    At step t the decay is at most (1 + t) / (10 + t), so that the average forgets the initial
+    weights even in a short run.
     """
     decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
     return optax.incremental_update(weights, state.ema, 1 - decay)
@@ -146,9 +166,9 @@ def loss_and_gradient(
 ) -> tuple[jax.Array, jax.Array, dict, dict]:
     """Mean cross-entropy (nats), logits_BK, gradient and new `stats`.
 
-    `setup.microbatch` images at a time: exactly the whole batch's gradient, but that batch
-    normalisation has each piece standardised by itself. The targets are labels, or probabilities
-    of all classes.
+    Gradients are accumulated over `setup.microbatch` images at a time. The sum equals the gradient
+    of the whole batch, except that batch normalization standardizes each piece by itself. The
+    targets are labels, or probabilities of all classes.
     """
 
     def loss_fn(params: dict, x_bHWC: jax.Array, targets_b: jax.Array, keys_b: jax.Array):
@@ -194,7 +214,7 @@ def evaluate(
         )
         logits_BK = score(setup, weights, x_BHWC)
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
-        real_B = positions_B < n  # the last batch is filled up with copies that do not count
+        real_B = positions_B < n  # the last batch is padded with copies that do not count
         wrong_B = real_B & (jnp.argmax(logits_BK, axis=-1) != labels_B)
         return (sums[0] + jnp.sum(losses_B * real_B), sums[1] + jnp.sum(wrong_B)), None
 

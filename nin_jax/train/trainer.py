@@ -154,7 +154,7 @@ def make_setup(
         batch_size=config.train.batch_size,
         microbatch=microbatch(config, mesh),
         eval_batch_size=config.eval.batch_size or eval_batch_size(mesh),
-        augment=Augment(num_classes, **config.augment),
+        augment=Augment(num_classes, image_shape[0], **config.augment),
         ema=config.train.ema,
         tta=config.eval.tta,
     )

@@ -94,7 +94,7 @@ def full_disk(lab: Lab, rng: np.random.Generator, folder: pathlib.Path) -> str:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
         process = lab.train(workdir, preexec_fn=None if small else no_large_files)
-        ended = lab.wait(process).expect(0, 2)
+        ended = lab.wait(process).expect(0, RESUME_ME)
         if small:
             remount = ['mount', '-o', 'remount,size=64m', folder / 'disk']
             subprocess.run(remount, check=True)

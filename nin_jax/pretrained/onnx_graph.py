@@ -3,8 +3,10 @@
     session = onnxruntime.InferenceSession('model.onnx')
     logits_BK, maps_BHWK = session.run(['logits', 'maps'], {'images': images_BHWC})  # uint8
 
-jax2onnx cannot convert these networks (docs/onnx.md says where it stops), so the graph is built
-here, from the layer table. Batch normalization is folded into the convolutions.
+The graph is built from the layer table, with batch normalization folded into the convolutions.
+jax2onnx 0.17 cannot convert these networks: it does not know `platform_index`, which
+`lax.platform_dependent` of ops.py becomes; images of any size fail in the comparisons of pooled
+sizes; and it needs an Orbax older than ours.
 """
 
 import dataclasses
@@ -156,7 +158,9 @@ class Comparison:
         )
 
 
-def compare(model: bytes, trained: Trained, images_NHWC: np.ndarray, chunk: int = 100) -> Comparison:
+def compare(
+    model: bytes, trained: Trained, images_NHWC: np.ndarray, chunk: int = 100
+) -> Comparison:
     """Scores uint8 images with ONNX Runtime and with the network.
 
     Raises:

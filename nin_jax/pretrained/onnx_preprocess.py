@@ -6,7 +6,7 @@ import numpy as np
 
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.errors import ConfigError
-from nin_jax.pretrained.onnx_writer import Writer
+from nin_jax.pretrained.onnx_writer import BOOL, FLOAT, INT32, Writer
 
 
 def preprocess(
@@ -23,7 +23,7 @@ def preprocess(
     Returns:
       The name of the float32 result, (B, C, H, W).
     """
-    x = writer.node('Cast', [images], to=1)  # TensorProto.FLOAT
+    x = writer.node('Cast', [images], to=FLOAT)
     x = writer.node('Transpose', [x], perm=[0, 3, 1, 2])
     if fitted.recipe == 'scale':
         return writer.node('Div', [x, writer.constant(np.float32(255))])
@@ -32,14 +32,14 @@ def preprocess(
         return writer.node('Sub', [x, writer.constant(mean_C)])
     if fitted.recipe == 'gcn_lcn':
         return _local_contrast(writer, _global_contrast(writer, x, 1.0), image_shape[-1])
+    if fitted.recipe == 'patch_zca':
+        return _slide(writer, _unit_rms(writer, x), np.asarray(fitted.kernel_HWIO))
     if fitted.recipe == 'gcn_zca':
         return _whiten(writer, fitted, x)
     raise ConfigError(f'preprocess.recipe={fitted.recipe!r}: it has no ONNX form yet')
 
 
-def _global_contrast(
-    writer: Writer, x: str, scale: float | str, min_divisor: float = 1e-8
-) -> str:
+def _global_contrast(writer: Writer, x: str, scale: float | str, min_divisor: float = 1e-8) -> str:
     """`preprocess.global_contrast_normalize`; `scale` is a number, or the name of one."""
     axes = writer.constant(np.array([1, 2, 3]))
     ones, zeros = writer.constant(np.ones(3, np.int64)), writer.constant(np.zeros(3, np.int64))
@@ -77,12 +77,11 @@ def _whiten(writer: Writer, fitted: Preprocess, x: str) -> str:
     """ZCA where the images have the fitted size, `preprocess.whiten_any_size` elsewhere."""
     height, width, channels = np.shape(fitted.mean_HWC)
     shape = writer.node('Shape', [x])
-    fits = writer.node('Equal', [
-        writer.node('Slice', [shape, writer.constant(np.array([2])), writer.constant(np.array([4]))]),
-        writer.constant(np.array([height, width])),
-    ])  # fmt: skip
-    both = writer.node('ReduceMin', [writer.node('Cast', [fits], to=6)], keepdims=0)  # INT32
-    same_size = writer.node('Cast', [both], to=9)  # BOOL
+    start, end = writer.constant(np.array([2])), writer.constant(np.array([4]))
+    size = writer.node('Slice', [shape, start, end])
+    fits = writer.node('Equal', [size, writer.constant(np.array([height, width]))])
+    both = writer.node('ReduceMin', [writer.node('Cast', [fits], to=INT32)], keepdims=0)
+    same_size = writer.node('Cast', [both], to=BOOL)
     order = np.arange(height * width * channels).reshape(height, width, channels)
     order = order.transpose(2, 0, 1).reshape(-1)  # (C, H, W) from (H, W, C)
     mean_D = np.asarray(fitted.mean_HWC, np.float32).reshape(-1)
@@ -100,15 +99,30 @@ def _whiten(writer: Writer, fitted: Preprocess, x: str) -> str:
     kernel_HWIO = whiten_DD.reshape(2 * (height, width, channels))[:, :, :, row, column]
     kernel_HWIO = kernel_HWIO - kernel_HWIO.mean((0, 1, 2))
     mean_O = np.einsum('hwi,hwio->o', np.asarray(fitted.mean_HWC), kernel_HWIO)
-    start, end = near.constant(np.array([1])), near.constant(np.array([4]))
-    pixels = near.node('ReduceProd', [near.node('Slice', [shape, start, end])], keepdims=0)
-    pixels = near.node('Cast', [pixels], to=1)
-    ratio = near.node('Div', [pixels, near.constant(np.float32(math.prod((height, width, channels))))])
-    scale = near.node('Mul', [near.node('Sqrt', [ratio]), near.constant(np.float32(fitted.gcn_scale))])
-    y = _global_contrast(near, x, scale)
-    pads = [0, 0, row, column, 0, 0, height - 1 - row, width - 1 - column]
-    y = near.node('Pad', [y, near.constant(np.array(pads))], mode='edge')
-    near_out = near.conv(y, kernel_HWIO.astype(np.float32), -mean_O.astype(np.float32))
+    rms = fitted.gcn_scale / math.sqrt(math.prod((height, width, channels)))
+    near_out = _slide(near, _unit_rms(near, x, rms), kernel_HWIO, -mean_O)
     return writer.node(
         'If', [same_size], then_branch=exact.branch(exact_out), else_branch=near.branch(near_out)
     )
+
+
+def _unit_rms(writer: Writer, x: str, rms: float = 1.0) -> str:
+    """Global contrast normalization to an RMS of `rms`, whatever the images' size."""
+    shape = writer.node('Shape', [x])
+    start, end = writer.constant(np.array([1])), writer.constant(np.array([4]))
+    count = writer.node('ReduceProd', [writer.node('Slice', [shape, start, end])], keepdims=0)
+    root = writer.node('Sqrt', [writer.node('Cast', [count], to=FLOAT)])
+    scale = writer.node('Mul', [root, writer.constant(np.float32(rms))])
+    return _global_contrast(writer, x, scale)
+
+
+def _slide(
+    writer: Writer, x: str, kernel_HWIO: np.ndarray, bias_O: np.ndarray | None = None
+) -> str:
+    """A convolution that keeps the images' size; pixels of the edge are repeated beyond it."""
+    height, width, _, outputs = kernel_HWIO.shape
+    row, column = height // 2, width // 2
+    pads = [0, 0, row, column, 0, 0, height - 1 - row, width - 1 - column]
+    x = writer.node('Pad', [x, writer.constant(np.array(pads))], mode='edge')
+    bias_O = np.zeros(outputs) if bias_O is None else bias_O
+    return writer.conv(x, kernel_HWIO.astype(np.float32), bias_O.astype(np.float32))

@@ -7,6 +7,7 @@ import numpy as np
 from nin_jax import __version__
 from nin_jax.errors import UserError
 
+FLOAT, INT32, BOOL = 1, 6, 9  # of onnx.TensorProto, for the attribute of Cast
 OPSET, IR_VERSION = 18, 9  # ONNX 1.14, 2023: runtimes since then read it
 
 

@@ -47,11 +47,9 @@ def build(trained: Trained, *, layers: bool = False) -> bytes:
     is_fixed = trained.config.model.head == 'fc'
     writer = Writer()
     x = preprocess(writer, trained.preprocess, 'images', trained.image_shape)
-    names, outputs = layer_names(blocks), []
+    names = layer_names(blocks)
     for i, block in enumerate(blocks, start=1):
         x = _mlpconv(writer, trained, x, f'mlpconv{i}', block, names, i == len(blocks))
-    if layers:
-        outputs = [name for name in names.values() if writer.has(name)]
     writer.node('Transpose', [x], 'maps', perm=[0, 2, 3, 1])
     if is_fixed:
         fc = trained.params['fc']
@@ -64,7 +62,8 @@ def build(trained: Trained, *, layers: bool = False) -> bytes:
     size = (height, width) if is_fixed else ('height', 'width')
     return writer.model(
         inputs={'images': (np.uint8, ('batch', *size, channels))},
-        outputs={'logits': 2, 'maps': 4} | {name: 4 for name in outputs},
+        outputs={'logits': 2, 'maps': 4}
+        | {name: 4 for name in (layer_outputs(trained) if layers else ())},
         metadata={
             'class_names': json.dumps(trained.class_names),
             'image_shape': json.dumps(trained.image_shape),
@@ -72,6 +71,15 @@ def build(trained: Trained, *, layers: bool = False) -> bytes:
             'preprocess': trained.preprocess.recipe,
         },
     )
+
+
+def layer_outputs(trained: Trained) -> list[str]:
+    """The layers that `build` can output; not a dropout that does nothing in evaluation."""
+    blocks = tuple(Block(**row) for row in trained.config.model.blocks.values())
+    is_scaled = trained.config.model.dropout_mode == 'convnet'
+    return [
+        name for (_, layer), name in layer_names(blocks).items() if layer != 'drop' or is_scaled
+    ]
 
 
 def _mlpconv(

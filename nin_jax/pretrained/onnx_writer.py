@@ -27,10 +27,6 @@ class Writer:
         self._count += 1
         return f'v{self._count}'
 
-    def has(self, name: str) -> bool:
-        """Whether a node outputs a value of this name."""
-        return any(name in node.output for node in self._nodes)
-
     def constant(self, value: Any) -> str:
         """Stores an array."""
         name = self._new_name()

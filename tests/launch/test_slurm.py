@@ -26,6 +26,9 @@ for i in 0 1; do SLURM_PROCID=$i "$@" & pids+=($!); echo $! >"$OUT/wrapper$i"; d
 for pid in "${pids[@]}"; do wait "$pid"; s=$?; (( s > worst )) && worst=$s; done
 exit "$worst"
 """
+SCONTROL = r"""
+if [ "$1" = show ]; then echo "   JobState=$STATE Reason=None"; else echo "$@" >>"$OUT/scontrol_said"; fi
+"""
 # `python`: launch.attempts is the real one; training ends as $STATUSES says.
 PYTHON = rf"""
 if [ "$2" = launch.attempts ]; then PYTHONPATH={ROOT} exec {sys.executable} "$@"; fi
@@ -37,10 +40,11 @@ exit "$(cut -d' ' -f$((SLURM_PROCID + 1)) <<<"$STATUSES")"
 """
 
 
-def sbatch(folder: pathlib.Path, statuses: str, sleep: str = '') -> subprocess.Popen:
-    scontrol = 'echo "$@" >>"$OUT/scontrol_said"'
-    env = on_path(folder, srun=SRUN, scontrol=scontrol, python=PYTHON)
-    env |= {'SLURM_JOB_ID': '42', 'STATUSES': statuses, 'SLEEP': sleep}
+def sbatch(
+    folder: pathlib.Path, statuses: str, sleep: str = '', state: str = 'RUNNING'
+) -> subprocess.Popen:
+    env = on_path(folder, srun=SRUN, scontrol=SCONTROL, python=PYTHON)
+    env |= {'SLURM_JOB_ID': '42', 'STATUSES': statuses, 'SLEEP': sleep, 'STATE': state}
     words = ['--config=a page', f'--workdir={folder}/run']
     return subprocess.Popen([BASH, SCRIPT, *words], cwd=folder, env=env, stderr=subprocess.PIPE)
 
@@ -76,6 +80,12 @@ def test_what_a_rerun_can_cure_is_requeued(tmp_path, statuses, status, again):
     words = f'-m,experiments.main,--config=a page,--workdir={tmp_path}/run,--distributed=auto,'
     assert [(tmp_path / f'task{i}').read_text() for i in range(2)] == [words] * 2
     assert not list(tmp_path.glob('*.failed'))
+
+
+@pytest.mark.parametrize('state', ['CANCELLED', 'COMPLETING', 'TIMEOUT', ''])
+def test_a_cancelled_job_is_not_requeued(tmp_path, state):
+    assert sbatch(tmp_path, '75 75', state=state).wait(timeout=20) == 75
+    assert not requeued(tmp_path)
 
 
 def test_requeues_without_progress_are_capped(tmp_path):
@@ -158,7 +168,7 @@ class Slurm:
         (folder / 'bin').mkdir()
         self.env = on_path(folder / 'bin')
         self.env |= {'SLURM_CONF': str(folder / 'slurm.conf'), 'JAX_PLATFORMS': 'cpu'}
-        self.env['PYTHONPATH'] = str(ROOT)
+        self.env['PYTHONPATH'] = f'{ROOT}:{os.environ.get("PYTHONPATH", "")}'
         self.daemons = []
         for name in ('slurmctld', 'slurmd'):
             with open(folder / f'{name}.log', 'w') as log:
@@ -190,6 +200,8 @@ class Slurm:
         def ended() -> bool:
             if self.field(job, 'JobState') == 'PENDING':
                 self.said('scontrol', 'update', f'jobid={job}', 'starttime=now')
+            if int(self.field(job, 'Restarts')) < self.log(job).count('requeueing job'):
+                return False  # it shows as FAILED for a moment
             return self.field(job, 'JobState') in ('COMPLETED', 'FAILED', 'CANCELLED')
 
         self.until(ended, seconds)

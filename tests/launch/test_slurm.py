@@ -199,6 +199,7 @@ class Slurm:
 
         def ended() -> bool:
             if self.field(job, 'JobState') == 'PENDING':
+                time.sleep(3)  # slurmd refuses a start within a second of the last one's end
                 self.said('scontrol', 'update', f'jobid={job}', 'starttime=now')
             if int(self.field(job, 'Restarts')) < self.log(job).count('requeueing job'):
                 return False  # it shows as FAILED for a moment

@@ -12,12 +12,20 @@ import pytest
 import yaml
 from helpers import ROOT
 
+
 def steps() -> list[tuple[str, str]]:
     """The Dockerfile's instructions in order, continued lines joined."""
     text = (ROOT / 'launch' / 'Dockerfile').read_text()
     lines = [line for line in text.splitlines() if not line.startswith('#')]
     joined = re.sub(r'\\\n', '', '\n'.join(lines))
     return [tuple(line.split(' ', 1)) for line in joined.splitlines() if line.strip()]
+
+
+def sent() -> list[str]:
+    """What .dockerignore lets through, as patterns."""
+    first, *words = (ROOT / '.dockerignore').read_text().split()
+    assert first == '*'
+    return [w[1:] for w in words if w.startswith('!')]
 
 
 def test_dockerfile_manners():
@@ -27,9 +35,8 @@ def test_dockerfile_manners():
     assert kinds.index('USER') < kinds.index('ENTRYPOINT') == len(kinds) - 1
     assert dict(words)['USER'] not in ('root', '0')
     assert all('--no-cache-dir' in rest for kind, rest in words if 'pip install' in rest)
-    sent = {w[1:] for w in (ROOT / '.dockerignore').read_text().split() if w.startswith('!')}
-    copied = {rest.split()[0] for kind, rest in words if kind == 'COPY'}
-    assert copied == sent and all((ROOT / name).exists() for name in copied)
+    assert [rest for kind, rest in words if kind == 'COPY'] == ['. .']
+    assert all(list(ROOT.glob(name)) for name in sent())
 
 
 class Image:
@@ -69,12 +76,12 @@ class Image:
         self.env |= {k: re.sub(r'\$(\w+)', lambda m: self.env[m[1]], v) for k, v in pairs}
 
     def COPY(self, rest):
-        source, target = rest.split()
-        if (ROOT / source).is_dir():
-            ignore = shutil.ignore_patterns('__pycache__')
-            shutil.copytree(ROOT / source, self.cwd / target, ignore=ignore)
-        else:
-            shutil.copy(ROOT / source, self.cwd / target)
+        for path in [p for pattern in sent() for p in ROOT.glob(pattern)]:
+            if path.is_dir():
+                ignore = shutil.ignore_patterns('__pycache__')
+                shutil.copytree(path, self.cwd / path.name, ignore=ignore)
+            else:
+                shutil.copy(path, self.cwd)
 
     def RUN(self, rest):
         subprocess.run(['/bin/sh', '-c', rest], cwd=self.cwd, env=self.env, check=True)
@@ -106,15 +113,17 @@ def test_dockerfile_steps_make_an_image_that_trains(tmp_path_factory):
         folder.chmod(0o755)  # pytest's own folders are for their owner alone
     image = Image(root, ACCELERATOR='cpu', COMMIT='c0ffee')
     image.build()
-    page = 'experiments/configs/quickstart.py:smoke'
-    done = image.run(f'--config={page}', f'--workdir={root}/home/run')
+    config = 'experiments/configs/quickstart.py:smoke'
+    done = image.run(f'--config={config}', f'--workdir={root}/home/run')
     assert done.returncode == 0, done.stderr
     summary = yaml.safe_load((root / 'home' / 'run' / 'summary.json').read_text())
     assert summary['status'] == 'done' and summary['commit'] == 'c0ffee'
     packages = subprocess.run(
         [root / 'usr/bin/python', '-m', 'pip', 'list'], capture_output=True, text=True
     ).stdout
-    assert re.search('^kubernetes ', packages, re.M) and not re.search('nvidia|libtpu', packages)
+    assert not re.search('nvidia|libtpu', packages)
+    for name in ('kubernetes', 'optuna', 'grain', 'nin-jax'):
+        assert re.search(f'^{name} ', packages, re.M), name
 
 
 def test_dockerfile_refuses_another_accelerator(tmp_path):
@@ -126,7 +135,7 @@ def test_dockerfile_refuses_another_accelerator(tmp_path):
         env = {'PATH': f'{tmp_path}:/usr/bin:/bin', 'ACCELERATOR': accelerator}
         return subprocess.run(['/bin/sh', '-c', run], env=env, capture_output=True, text=True)
 
-    assert try_('cpu').stdout.endswith('-r requirements.txt jax[k8s]\n')
+    assert try_('cpu').stdout.endswith(' .[sweep,stream] jax[k8s]\n')
     assert try_('cuda13').stdout.endswith('jax[k8s,cuda13]\n')
     assert try_('tpu').stdout.endswith('jax[k8s,tpu]\n')
     done = try_('gpu')

@@ -27,7 +27,8 @@ for pid in "${pids[@]}"; do wait "$pid"; s=$?; (( s > worst )) && worst=$s; done
 exit "$worst"
 """
 SCONTROL = r"""
-if [ "$1" = show ]; then echo "   JobState=$STATE Reason=None"; else echo "$@" >>"$OUT/scontrol_said"; fi
+if [ "$1" = show ]; then exec echo "   JobState=$STATE Reason=None"; fi
+echo "$@" >>"$OUT/scontrol_said"
 """
 # `python`: launch.attempts is the real one; training ends as $STATUSES says.
 PYTHON = rf"""
@@ -215,7 +216,7 @@ class Slurm:
     def until(self, what, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not what():
-            assert time.monotonic() < end, self.said('squeue') + self.said('scontrol', 'show', 'node')
+            assert time.monotonic() < end, self.said('squeue') + self.said('sinfo', '-l')
             time.sleep(0.3)
 
 

@@ -93,7 +93,7 @@ def test_a_command_reaches_the_workers_as_it_was_said():
 @pytest.mark.skipif(not shutil.which('gcloud'), reason='gcloud is not installed')
 def test_gcloud_knows_every_flag():
     seen = {}
-    for line in sum(DRY_RUNS.values(), []):
+    for line in [line for lines in DRY_RUNS.values() for line in lines]:
         words = line.split(' ')
         if words[0] == 'gcloud':
             verb = tuple(words[: 5 if words[1] == 'compute' else 3])

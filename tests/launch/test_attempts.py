@@ -9,8 +9,8 @@ import pytest
 from helpers import ROOT
 
 
-def attempt(workdir: pathlib.Path, *words: str, most: int = 3, **env: str):
-    command = [sys.executable, '-m', 'launch.attempts', f'--most={most}', '--']
+def attempt(workdir: pathlib.Path, *words: str, **env: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-m', 'launch.attempts', '--most=3', '--']
     command += words or ('sh', '-c', 'exit 75', f'--workdir={workdir}')
     return subprocess.run(
         command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=60

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import yaml
@@ -18,7 +19,8 @@ def steps() -> list[tuple[str, str]]:
     text = (ROOT / 'launch' / 'Dockerfile').read_text()
     lines = [line for line in text.splitlines() if not line.startswith('#')]
     joined = re.sub(r'\\\n', '', '\n'.join(lines))
-    return [tuple(line.split(' ', 1)) for line in joined.splitlines() if line.strip()]
+    pairs = [line.partition(' ') for line in joined.splitlines() if line.strip()]
+    return [(kind, rest) for kind, _, rest in pairs]
 
 
 def sent() -> list[str]:
@@ -69,7 +71,7 @@ class Image:
 
     def ARG(self, rest):
         name, _, default = rest.partition('=')
-        self.env[name] = self.build_args.get(name, default)
+        self.env[name] = self.build_args.get(name, default) or ''
 
     def ENV(self, rest):
         pairs = [word.split('=', 1) for word in shlex.split(rest)]
@@ -93,7 +95,7 @@ class Image:
         self.entrypoint = yaml.safe_load(rest)
 
     def run(self, *words: str) -> subprocess.CompletedProcess:
-        uid = int(re.search(r'--uid (\d+)', (self.root / 'useradd').read_text())[1])
+        (uid,) = map(int, re.findall(r'--uid (\d+)', (self.root / 'useradd').read_text()))
         who = {'user': uid, 'group': uid, 'extra_groups': []} if os.geteuid() == 0 else {}
         return subprocess.run(
             [*self.entrypoint, *words],
@@ -105,12 +107,17 @@ class Image:
         )
 
 
+@pytest.fixture
+def root():
+    """A folder that the image's user may enter; pytest's own are for their owner alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield pathlib.Path(folder)
+
+
 @pytest.mark.slow
-def test_dockerfile_steps_make_an_image_that_trains(tmp_path_factory):
+def test_dockerfile_steps_make_an_image_that_trains(root):
     """Every step of the Dockerfile for a CPU, then the entry point as the user it names."""
-    root = tmp_path_factory.mktemp('image')
-    for folder in (root, root.parent, root.parent.parent):
-        folder.chmod(0o755)  # pytest's own folders are for their owner alone
     image = Image(root, ACCELERATOR='cpu', COMMIT='c0ffee')
     image.build()
     config = 'experiments/configs/quickstart.py:smoke'

@@ -45,7 +45,9 @@ exit $STATUS
 """
 
 
-def run(name: str, home: pathlib.Path, mounted: bool = True, **env: str):
+def run(
+    name: str, home: pathlib.Path, mounted: str = 'yes', **env: str
+) -> tuple[subprocess.CompletedProcess, list[str]]:
     """Runs a task's `run` with stand-ins; returns the process and what Python was started with."""
     for file, text in {
         'nin_venv/bin/python': PYTHON,
@@ -67,7 +69,7 @@ def run(name: str, home: pathlib.Path, mounted: bool = True, **env: str):
 
 @pytest.mark.parametrize('name', FILES)
 def test_run_starts_nothing_without_the_bucket(name, tmp_path):
-    done, said = run(name, tmp_path, mounted=False)
+    done, said = run(name, tmp_path, mounted='')
     assert done.returncode == 1 and done.stderr.startswith('error: ') and not said
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import pytest
 from helpers import ROOT, TINY_PAGE, summary
@@ -119,11 +120,9 @@ def test_options():
     text = SCRIPT.read_text()
     first_command = text.index('set -uo')
     assert text.rindex('#SBATCH --') < first_command  # SLURM reads none after the first command
-    options = dict(
-        line.removeprefix('#SBATCH --').partition('=')[::2]
-        for line in text.splitlines()
-        if line.startswith('#SBATCH ')
-    )
+    options = {}
+    for name, value in re.findall(r'^#SBATCH --([a-z-]+)=?(.*)$', text, re.MULTILINE):
+        options[name] = value
     assert options['ntasks-per-node'] == options['gpus-per-node']
     assert options['signal'] == 'TERM@120'  # to the tasks; B: would mean the shell alone
     assert options['requeue'] == '' and options['open-mode'] == 'append'
@@ -258,7 +257,7 @@ sys.exit(status)
 """
 
 
-def stand_in(slurm: Slurm, plan: list[tuple[int, int]]) -> None:
+def stand_in(slurm: Slurm, plan: Sequence[tuple[int | str, int | str]]) -> None:
     for file, text in {
         'experiments/main.py': STAND_IN,
         'launch/attempts.py': (ROOT / 'launch' / 'attempts.py').read_text(),

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 
 from etils import epath
 
@@ -30,8 +31,8 @@ def main(argv: list[str]) -> int:
     if workdir and all(os.environ.get(name, '0') == '0' for name in RANKS):
         try:
             refusal = retry(lambda: count(epath.Path(workdir), int(most[1] or MOST)))
-        except OSError as e:
-            return fail(f"cannot count the starts in '{workdir}': {e}")
+        except Exception as e:  # a bucket's client raises errors of its own kinds
+            return fail(f"cannot count the starts in '{workdir}': {' '.join(str(e).split())}")
         if refusal:
             return fail(refusal)
     try:
@@ -77,12 +78,12 @@ def newest_step(workdir: epath.Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
-def retry(action, times: int = 3):
-    """Storage on a network has bad moments; raises the last OSError."""
+def retry(action: Callable[[], str], times: int = 3) -> str:
+    """Storage on a network fails now and then; raises the last error."""
     for left in reversed(range(times)):
         try:
             return action()
-        except OSError:
+        except Exception:
             if not left:
                 raise
             time.sleep(float(os.environ.get('NIN_RETRY_SECONDS', '10')))

@@ -72,15 +72,8 @@ usable() { [ "$slice $node" = 'ACTIVE READY' ]; }
 
 need_ready() {
     look
-    usable || fail 75 "slice $name is not usable: queued resource $slice, node $node;$(hint)"
-}
-
-hint() {
-    case "$slice $node" in
-    'NOT_FOUND NOT_FOUND') echo ' create it first' ;;
-    *PREEMPTED* | *TERMINATED* | *STOPPED* | FAILED* | SUSPENDED*) echo ' delete it, then create it' ;;
-    *) echo ' wait, and look with status' ;;
-    esac
+    usable || fail 75 "slice $name is not usable (queued resource $slice, node $node): create it, \
+wait until status says ACTIVE and READY, or delete it and create it again if it was lost"
 }
 
 create() {

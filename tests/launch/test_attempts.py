@@ -79,8 +79,10 @@ def test_mistakes(words):
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
 
 
-def test_a_workdir_that_cannot_be_written(tmp_path):
+@pytest.mark.parametrize('workdir', ['file/run', 'nowhere://bucket/run'])
+def test_a_workdir_that_cannot_be_written(workdir, tmp_path):
     (tmp_path / 'file').touch()
-    workdir = tmp_path / 'file' / 'run'
-    done = attempt(workdir, NIN_RETRY_SECONDS='0')
-    assert done.returncode == 2 and str(workdir) in done.stderr and done.stderr.count('\n') == 1
+    workdir = workdir if ':' in workdir else str(tmp_path / workdir)
+    words = ['sh', '-c', 'exit 75', f'--workdir={workdir}']
+    done = attempt(tmp_path, *words, NIN_RETRY_SECONDS='0')
+    assert done.returncode == 2 and workdir in done.stderr and done.stderr.count('\n') == 1

@@ -306,9 +306,9 @@ def test_nothing_starts_without_the_bucket(ready, how):
 def test_the_log_outlives_the_vms(ready, status):
     assert ready('run', 'python', 'count.py', 'mild', '1', str(status)).returncode == 0
     wait_until(lambda: ready.statuses() == [f'exit {status}'] * 2)
+    assert all(f'exit status {status}' in log for log in ready.logs())
     assert ready('delete').returncode == 0 and not ready.slice.exists()
-    for log in ready.logs():
-        assert 'count.py mild 1' in log and 'the end' in log and f'exit status {status}' in log
+    assert all('count.py mild 1' in log and 'the end' in log for log in ready.logs())
 
 
 @needs_flock

@@ -78,15 +78,14 @@ def newest_step(workdir: epath.Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
-def retry(action: Callable[[], str], times: int = 3) -> str:
+def retry(action: Callable[[], str], more: int = 2) -> str:
     """Storage on a network fails now and then; raises the last error."""
-    for left in reversed(range(times)):
+    for _ in range(more):
         try:
             return action()
         except Exception:
-            if not left:
-                raise
             time.sleep(float(os.environ.get('NIN_RETRY_SECONDS', '10')))
+    return action()
 
 
 def fail(message: str) -> int:

@@ -16,10 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.configs import quickstart
-from nin_jax.config import block, make_plan
-from nin_jax.preprocess import Preprocess
-from nin_jax.run import build, make_mesh
-from nin_jax.step import Examples, train_steps
+from nin_jax.config import block
+from nin_jax.data.batches import Examples
+from nin_jax.data.preprocess import Preprocess
+from nin_jax.devices import make_mesh
+from nin_jax.plan import make_plan
+from nin_jax.train.step import train_steps
+from nin_jax.train.trainer import make_setup
 
 
 def network(name: str):
@@ -31,7 +34,7 @@ def network(name: str):
         config.model.blocks.mlpconv2 = block((8, 8, 8), kernel=5, pool='max', init_std=())
         config.model.blocks.mlpconv3 = block((8, 8, 10), kernel=5, init_std=())
     plan = make_plan(config, 5000, on_cpu=jax.default_backend() == 'cpu')
-    return build(config, plan, make_mesh(1), (28, 28, 1), 10)
+    return make_setup(config, plan, make_mesh(1), (28, 28, 1), 10)
 
 
 def measure(name: str, replicas: int, steps: int, rounds: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks.circumstances import gpu
+from benchmarks.environment import gpu
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -67,22 +67,24 @@ def synthetic_run(network: str, batch_size: int, images: int, devices: int, **ov
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from benchmarks import contestants
-    from nin_jax import run
-    from nin_jax.config import block, make_plan
-    from nin_jax.preprocess import Preprocess
-    from nin_jax.step import Examples
+    from benchmarks import backends
+    from nin_jax.config import block
+    from nin_jax.data.batches import Examples, Resident
+    from nin_jax.data.preprocess import Preprocess
+    from nin_jax.devices import make_mesh
+    from nin_jax.plan import make_plan
+    from nin_jax.train.trainer import Trainer, make_setup
 
-    config = contestants.config('mnist' if network == 'tiny' else network)
-    size, channels, classes = contestants.NETWORKS['mnist' if network == 'tiny' else network]
+    config = backends.config('mnist' if network == 'tiny' else network)
+    size, channels, classes = backends.NETWORKS['mnist' if network == 'tiny' else network]
     if network == 'tiny':
         config.model.blocks = type(config)(dict(mlpconv1=block((classes,), 3, init_std=())))
         size = 8
     config.train.batch_size = batch_size
     config.update_from_flattened_dict(overrides)
-    mesh = run.make_mesh(devices)
+    mesh = make_mesh(devices)
     plan = make_plan(config, images, jax.default_backend() == 'cpu')
-    setup, init_state = run.build(config, plan, mesh, (size, size, channels), classes)
+    setup, init_state = make_setup(config, plan, mesh, (size, size, channels), classes)
     rng = np.random.default_rng(0)
     here = NamedSharding(mesh, PartitionSpec())
     examples = jax.device_put(
@@ -94,21 +96,22 @@ def synthetic_run(network: str, batch_size: int, images: int, devices: int, **ov
     )
     preprocess = jax.device_put(Preprocess('scale'), here)  # not applied: the images are floats
     names = tuple(map(str, range(classes)))
-    return run.Run(config, plan, setup, preprocess, examples, examples, names, init_state)
+    split = Resident(examples)
+    return Trainer(config, plan, setup, preprocess, lambda side: split, split, names, init_state)
 
 
 def step(network: str, batch_size: int, images: int, repeats: int, devices: int) -> dict:
     """Seconds of a training step, in calls of as many steps as a run on this machine makes."""
     import jax
 
-    from nin_jax.step import train_steps
+    from nin_jax.train.step import train_steps
 
     run = synthetic_run(network, batch_size, images, devices)
     state, steps, seconds = run.init_state(0), run.plan.steps_per_call, []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         state, metrics = train_steps(
-            state, run.train, run.preprocess, setup=run.setup, num_steps=steps
+            state, run.train(0).examples, run.preprocess, setup=run.setup, num_steps=steps
         )
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
@@ -131,9 +134,11 @@ def loop(network: str, batch_size: int, images: int, repeats: int, devices: int)
     """
     import jax
 
-    from nin_jax import loop as training
-    from nin_jax.checkpoint import Checkpoints
-    from nin_jax.records import Records, Stopwatch
+    from nin_jax.data.preprocess import Preprocess
+    from nin_jax.runs.metrics import Stopwatch
+    from nin_jax.runs.recorder import Recorder
+    from nin_jax.runs.workdir import RunDir, flat_config
+    from nin_jax.train import loop as training
 
     calls = 5 if network == 'tiny' else 1
     run = synthetic_run(
@@ -148,27 +153,26 @@ def loop(network: str, batch_size: int, images: int, repeats: int, devices: int)
         },
     )
     total, steps = run.plan.total_steps, run.plan.steps_per_call
-    compiled, _ = training.programs(run, run.init_state(0), Stopwatch())
+    compiled = training.Calls(run, run.init_state(0), Stopwatch()).program(steps)
 
     def bare() -> float:
         state = run.init_state(0)
         start = time.perf_counter()
         for _ in range(total // steps):
-            state, metrics = compiled(steps)(state, run.train, run.preprocess)
+            state, metrics = compiled(state, run.train(0).examples, run.preprocess)
         jax.block_until_ready((state, metrics))
         return time.perf_counter() - start
 
     def whole() -> float:
+        clock = Stopwatch()
         with tempfile.TemporaryDirectory() as name:
-            folder, clock, state = pathlib.Path(name), Stopwatch(), run.init_state(0)
-            with (
-                Checkpoints(folder / 'checkpoints', 2, print) as checkpoints,
-                Records(
-                    folder, total, batch_size, run.plan.steps_per_epoch, (0, 0), clock
-                ) as records,
-            ):
+            folder = RunDir(pathlib.Path(name), flat_config(run.config), is_done=False)
+            with Recorder(
+                folder, run.config, run.plan, Preprocess('scale'), run.class_names, clock
+            ) as recorder:
+                state = recorder.resume(run.state_shapes(), lambda: run.init_state(0))
                 start = time.perf_counter()
-                training.train(run, state, records, checkpoints, clock, {})
+                training.fit(run, state, recorder)
                 seconds = time.perf_counter() - start
             return seconds - clock.seconds['eval'] - clock.seconds['compile']
 

@@ -85,7 +85,7 @@ _LOAD = """
 import sys, time
 from nin_jax import datasets
 start = time.perf_counter()
-images = datasets.load('cifar10', 'train+valid').images
+images = datasets.load_arrays('cifar10', 'train+valid').images
 checksum = images[::1000].sum()  # the pages are read
 print(time.perf_counter() - start, len(images))
 """

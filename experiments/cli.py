@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nin_jax.config import flatten
-from nin_jax.errors import UserError, did_you_mean, os_sentence
+from nin_jax.errors import UserError, did_you_mean, from_os_error
 
 MISTAKE = 2
 CONFIGS = pathlib.Path('experiments/configs')
@@ -24,7 +24,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         try:
             return main(argv)
         except UserError as e:
-            return complain(str(e))
+            return complain(str(e), e.exit_status)
         except KeyboardInterrupt:
             return complain('stopped', status=130)
         except BrokenPipeError:  # the reader of our output went away: head, less, ...
@@ -33,7 +33,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except OSError as e:  # a full disk, a folder that cannot be written, ...
             if e.errno is None:
                 raise
-            return complain(os_sentence(e))
+            found = from_os_error(e)
+            return complain(str(found), found.exit_status)
 
     app.run(guarded, flags_parser=parse)
 

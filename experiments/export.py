@@ -34,20 +34,21 @@ def main(argv: list[str]) -> int:
         raise UserError('--workdir is missing: name the folder of a run, such as runs/quickstart')
     if not OUT.value:
         raise UserError('--out is missing: name a folder to make, such as release/quickstart')
-    from nin_jax import card, commands, release, stablehlo, trained
-    from nin_jax.run import load_split
+    from nin_jax.data.pipeline import open_source
+    from nin_jax.devices import use_compilation_cache
+    from nin_jax.pretrained import model_card, release, stablehlo, trained
 
     folder, out = pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value)
     release.check_new(out)
-    commands.use_compilation_cache()
+    use_compilation_cache()
     run = trained.load(folder, STEP.value)
-    found = card.provenance(folder, run.step)
+    found = model_card.provenance(folder, run.step)
     program = stablehlo.serialise(run)
     found['largest_difference'] = stablehlo.largest_difference(program, run)
     if SCORE.value:
         if DATA_DIR.value is not None:
             run.config.data.dir = DATA_DIR.value
-        split = load_split(run.config, run.config.data.eval)
+        split = open_source(run.config, run.config.data.eval).load()
         errors = stablehlo.count_errors(program, split)
         found |= {'exported_error': errors / len(split.labels), 'scored': len(split.labels)}
         print(f'the exported program: {errors:,} of {len(split.labels):,} wrong')

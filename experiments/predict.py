@@ -1,7 +1,7 @@
 """Says what a trained network takes a picture of yours for.
 
-    python -m experiments.predict --workdir=runs/cifar10 photo.png
-    python -m experiments.predict --workdir=runs/cifar10 photo.png --heatmap=heat.png
+    python -m experiments.predict --workdir=runs/cifar10 images.png
+    python -m experiments.predict --workdir=runs/cifar10 images.png --heatmap=heat.png
 
 Prints the five likeliest classes. The largest square in the middle of the picture is scaled to the
 size that the network was trained on, whatever the picture's size. A network for digits gets it in
@@ -25,23 +25,26 @@ def main(argv: list[str]) -> int:
     if not WORKDIR.value:
         raise UserError('--workdir is missing: name the folder of a run, such as runs/quickstart')
     if not argv[1:]:
-        raise UserError('name a picture, such as photo.png')
+        raise UserError('name a picture, such as images.png')
     if HEATMAP.value and (len(argv) > 2 or not HEATMAP.value.lower().endswith('.png')):
         raise UserError(f'--heatmap={HEATMAP.value}: must be one .png, for one picture')
-    from nin_jax import commands, looking, photo, release
+    from nin_jax.data import images
+    from nin_jax.devices import use_compilation_cache
+    from nin_jax.pretrained import release
+    from nin_jax.visualize import figures
 
-    photos = [photo.read_photo(path) for path in argv[1:]]
-    commands.use_compilation_cache()
+    photos = [images.read_photo(path) for path in argv[1:]]
+    use_compilation_cache()
     run = release.load(pathlib.Path(WORKDIR.value), STEP.value)
     if HEATMAP.value:
-        looking.check_class_maps(run)
+        figures.check_class_maps(run)
     for path, image_HWC in zip(argv[1:], photos, strict=True):
-        seen = looking.look(run, image_HWC)
+        seen = figures.look(run, image_HWC)
         print(f'{path}: {seen.treatment}')
         for k in seen.ranking[:5]:
             print(f'{seen.probabilities_K[k]:8.2%}  {run.class_names[k]}')
         if HEATMAP.value:
-            looking.heat_of(run, seen).save(HEATMAP.value, optimize=True)
+            figures.heat_of(run, seen).save(HEATMAP.value, optimize=True)
             print(f"where it sees '{run.class_names[seen.ranking[0]]}': {HEATMAP.value}")
     return 0
 

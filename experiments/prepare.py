@@ -20,10 +20,10 @@ DATA_DIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> int:
-    from nin_jax.datasets import DATASETS, lookup
-    from nin_jax.prepare import prepare
+    from nin_jax.data.catalog import DATASETS, lookup
+    from nin_jax.data.prepare import prepare
 
-    downloadable = [name for name, d in DATASETS.items() if d.version and not d.resize]
+    downloadable = [name for name, d in DATASETS.items() if d.storage == 'tfds']
     names = downloadable if 'all' in argv[1:] else argv[1:]
     if not names:
         raise ConfigError(f'name what to prepare: {", ".join(downloadable)} or all')

@@ -31,13 +31,13 @@ def main(argv: list[str]) -> int:
     if not WORKDIR.value:
         raise UserError('--workdir is missing: name a folder to make, such as runs/authors')
     from experiments.configs import cifar10
-    from nin_jax import pretrained
+    from nin_jax.pretrained import import_caffe
 
     config = cifar10.get_config()
     config.model.blocks.mlpconv2.pool = 'avg'  # the Caffe model's second pooling; the paper: max
     config.data.dir = DATA_DIR.value
     folder = pathlib.Path(WORKDIR.value)
-    pretrained.import_caffemodel(config, pathlib.Path(CAFFEMODEL.value), folder)
+    import_caffe.import_caffemodel(config, pathlib.Path(CAFFEMODEL.value), folder)
     print(
         f"'{folder}' is now a run with the authors' weights, at step 0; evaluate it with\n"
         '  python -m experiments.main --config=experiments/configs/cifar10.py '

@@ -43,13 +43,16 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
     if not WORKDIR.value:
         raise UserError('--workdir is missing: name the folder of a run, such as runs/quickstart')
-    from nin_jax import commands, looking, photo, release
-    from nin_jax.run import load_split
+    from nin_jax.data import images
+    from nin_jax.data.pipeline import open_source
+    from nin_jax.devices import use_compilation_cache
+    from nin_jax.pretrained import release
+    from nin_jax.visualize import figures
 
     folder = pathlib.Path(WORKDIR.value)
     out = pathlib.Path(OUT.value) if OUT.value else folder / 'pictures'
-    photos = [photo.read_photo(path) for path in IMAGES.value]  # mistakes first
-    commands.use_compilation_cache()
+    photos = [images.read_photo(path) for path in IMAGES.value]  # mistakes first
+    use_compilation_cache()
     run = release.load(folder, STEP.value)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -58,28 +61,28 @@ def main(argv: list[str]) -> int:
         print(out / name, flush=True)
 
     if photos:
-        looking.check_class_maps(run)
+        figures.check_class_maps(run)
         for path, image_HWC in zip(IMAGES.value, photos, strict=True):
-            image_HWC, done = photo.to_channels(image_HWC, run.image_shape[-1])
+            image_HWC, done = images.to_channels(image_HWC, run.image_shape[-1])
             if done:
                 print(f'{path}: {done}')
-            image_HWC = photo.shrink(image_HWC, LONGEST.value)
-            write(f'dense_{pathlib.Path(path).stem}.png', looking.dense(run, image_HWC))
+            image_HWC = images.shrink(image_HWC, LONGEST.value)
+            write(f'dense_{pathlib.Path(path).stem}.png', figures.dense(run, image_HWC))
         return 0
 
     if DATA_DIR.value is not None:
         run.config.data.dir = DATA_DIR.value
-    split = load_split(run.config, run.config.data.eval)
+    split = open_source(run.config, run.config.data.eval).load()
     print(f'scoring {len(split.labels):,} images ...', flush=True)
-    scored = looking.score(run, split)
+    scored = figures.score(run, split)
     if run.config.model.head == 'gap':
-        write('figure4.png', looking.figure4(run, scored))
-        write('heatmaps.png', looking.heat_maps(run, scored))
+        write('figure4.png', figures.figure4(run, scored))
+        write('heatmaps.png', figures.heat_maps(run, scored))
     else:
         print('no figure4.png, no heatmaps.png: before a fully connected head, maps have no class')
-    write('filters.png', looking.filters(run))
-    write('confusion.png', looking.confusion(scored))
-    write('mistakes.png', looking.mistakes(scored))
+    write('filters.png', figures.filters(run))
+    write('confusion.png', figures.confusion(scored))
+    write('mistakes.png', figures.mistakes(scored))
     return 0
 
 

@@ -9,7 +9,8 @@ import runpy
 
 from experiments import cli
 from experiments.space import Axis, Sweep, choice, text
-from nin_jax import cache, config, datasets
+from nin_jax import config
+from nin_jax.data import cache, datasets
 from nin_jax.errors import UserError, did_you_mean
 
 PAGES = pathlib.Path('experiments/sweeps')
@@ -82,7 +83,7 @@ def corners(sweep: Sweep) -> list[dict]:
 def check_point(sweep: Sweep, point: dict) -> None:
     """Raises UserError unless a run can be made of the point, as far as needs neither data nor
     device."""
-    from nin_jax.run import model_blocks  # JAX takes a second to import
+    from nin_jax.models.factory import model_blocks
 
     settled = cli.load_config(sweep.config, flags(sweep, point))
     config.validate(settled)

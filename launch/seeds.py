@@ -15,7 +15,7 @@ import sys
 
 from experiments import cli
 from launch.processes import Family
-from nin_jax.interrupt import RESUME_ME
+from nin_jax.runs.interrupt import RESUME_ME
 
 
 def main(argv: list[str]) -> int:

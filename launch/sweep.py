@@ -31,7 +31,7 @@ from experiments import cli
 from launch import devices, points
 from launch.processes import Family
 from nin_jax.errors import UserError
-from nin_jax.interrupt import RESUME_ME
+from nin_jax.runs.interrupt import RESUME_ME
 
 DEATHS = 10  # of workers, after which none is replaced
 

@@ -18,7 +18,7 @@ import optuna
 from experiments import cli
 from experiments.space import Axis, Sweep
 from launch import study, sweep, sweep_plots, trials
-from nin_jax.records import duration
+from nin_jax.runs.metrics import duration
 
 EDGE = 0.05  # of an axis: so near to an end, the best may lie beyond it
 FEWEST = 10  # complete trials that an importance can be computed from

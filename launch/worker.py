@@ -20,7 +20,7 @@ from experiments.space import Sweep
 from launch import points, study, trials
 from launch.processes import Family
 from nin_jax.errors import UserError
-from nin_jax.interrupt import RESUME_ME
+from nin_jax.runs.interrupt import RESUME_ME
 
 POLL_S = 0.5
 TO_SAVE_S = 600.0  # a run asked to stop that takes longer is killed

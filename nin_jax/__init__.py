@@ -16,6 +16,6 @@ def load(path):
     Raises:
       CheckpointError: in one sentence, if anything is missing, damaged or of another kind.
     """
-    from nin_jax import release  # JAX takes seconds to import
+    from nin_jax.pretrained import release
 
     return release.load(path)

@@ -1,13 +1,13 @@
-"""Every config key with its default, the checks on their values, and the numbers derived from them.
+"""Every config key with its default, and the checks on their values.
 
-A config page (experiments/configs/) starts from `default_config()` and changes what its dataset
-needs. Nothing is computed inside a page: `make_plan` derives steps from durations after all
-overrides, so that `--config.train.batch_size=256` moves everything that hangs on it.
+A config (experiments/configs/) starts from `default_config()` and changes what its dataset needs.
+Nothing is computed inside a config: `plan.make_plan` derives steps from durations after all
+overrides, so that `--config.train.batch_size=256` moves everything that depends on it.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -23,69 +23,75 @@ CHOICES = {
     'model.norm': ('none', 'batch'),
     'model.class_maps': ('relu', 'linear'),
     'eval.tta': ('none', 'flip', 'shift', 'flip_shift'),
-    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn', 'mean'),
+    'preprocess.recipe': ('scale', 'gcn_zca', 'gcn_lcn', 'patch_zca', 'mean'),
 }
 POOLS = ('max', 'avg', 'none', 'max_rnorm', 'avg_rnorm')
 
 
-def block(
-    features: tuple[int, ...],
-    kernel: int,
-    pool: str = 'none',
-    dropout: float = 0.0,
-    init_std: tuple[float, ...] = (0.05, 0.05, 0.05),
-    pieces: int = 1,
-    local: bool = False,
-    stride: int = 1,
-) -> ConfigDict:
-    """One row of a layer table; the fields are those of `nin_jax.model.Block`."""
-    return ConfigDict(
-        dict(
-            features=features,
-            kernel=kernel,
-            pool=pool,
-            dropout=dropout,
-            init_std=init_std,
-            pieces=pieces,
-            local=local,
-            stride=stride,
-        )
-    )
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One row of a layer table: an mlpconv, then 3x3/2 pooling, then dropout.
+
+    Attributes:
+      features: output channels of the k x k convolution and of each 1x1 convolution after it.
+      kernel: side of the first convolution's window; it is padded to keep the image's size.
+      pool: 'max', 'avg' or 'none'; with '_rnorm', response normalization follows (a baseline's).
+      dropout: probability of dropping an activation after the pooling; 0 for no dropout.
+      init_std: standard deviation of each layer's Gaussian initial weights; empty for He
+        initialization (sqrt(2 / fan-in)). Biases start at zero.
+      pieces: 1 for ReLU; above, a maxout unit takes the maximum of so many in its place.
+      local: whether the k x k filters belong to one position each instead of being shared.
+      stride: of the first convolution; above 1, it is not padded.
+    """
+
+    features: tuple[int, ...]
+    kernel: int
+    pool: str = 'none'
+    dropout: float = 0.0
+    init_std: tuple[float, ...] = (0.05, 0.05, 0.05)
+    pieces: int = 1
+    local: bool = False
+    stride: int = 1
+
+
+def block(features: tuple[int, ...], kernel: int, **fields: Any) -> ConfigDict:
+    """One row of a layer table as config keys; `fields` are those of `Block`."""
+    return ConfigDict(dataclasses.asdict(Block(features, kernel, **fields)))
 
 
 def default_config() -> ConfigDict:
-    """The paper's CIFAR-10 run without augmentation; a page changes what differs."""
+    """The paper's CIFAR-10 run without augmentation; configs change what differs."""
     config = ConfigDict()
-    config.seed = 0  # decides initial weights, batch order, augmentation and dropout
-    config.devices = 0  # how many of the machine's devices to use; 0 for all
+    config.seed = 0  # of initial weights, batch order, augmentation and dropout
+    config.devices = 0  # number of devices to use; 0 for all
     config.dtype = 'float32'  # of activations; 'bfloat16' keeps float32 master weights
 
     config.data = ConfigDict()
-    config.data.name = 'cifar10'  # an entry of nin_jax/datasets.py
+    config.data.name = 'cifar10'  # an entry of nin_jax/data/catalog.py
     config.data.train = 'train+valid'  # splits to train on
     config.data.eval = 'test'  # splits to report top-1 error on
     config.data.dir = ''  # where `prepare` put the data; '' for TFDS's own default
-    config.data.limit = 0  # keep only the first so many examples of either; 0 for all
-    config.data.residency = 'auto'  # all on the 'device', or a 'stream' where that is too small
+    config.data.limit = 0  # keep only the first examples of each split; 0 for all
+    config.data.residency = 'auto'  # images on the 'device', or a 'stream' to it
 
     config.preprocess = ConfigDict()
-    config.preprocess.recipe = 'gcn_zca'  # 'scale' (/255), 'gcn_zca', 'gcn_lcn' or 'mean'
+    config.preprocess.recipe = 'gcn_zca'  # see data/preprocess.py
     config.preprocess.gcn_scale = 55.0  # L2 norm of an image after contrast normalisation
     config.preprocess.zca_bias = 0.1  # added to the covariance's eigenvalues
 
     config.augment = ConfigDict()
-    config.augment.crop_pad = 0  # zero-pad by so many pixels, then crop at random
-    config.augment.flip = False  # mirror half of the images
-    config.augment.cutout = 0  # zero a square of so many pixels a side; 0 for none
+    config.augment.crop_pad = 0  # pixels of zero padding before a random crop
+    config.augment.flip = False  # mirror each image with probability 1/2
+    config.augment.cutout = 0  # side of a zeroed square in pixels; 0 for none
     config.augment.mixup = 0.0  # alpha of mixing with another image; 0 for none
     config.augment.cutmix = 0.0  # alpha of pasting a box of another image; 0 for none
     config.augment.label_smoothing = 0.0  # share of each label spread evenly over all classes
 
     config.model = ConfigDict()
-    config.model.dropout_mode = 'inverted'  # or 'convnet', see nin_jax.model.NIN
+    config.model.dropout_mode = 'inverted'  # or 'convnet', see nin_jax.models.nin.NIN
     config.model.norm = 'none'  # or 'batch': batch normalisation before each ReLU
     config.model.class_maps = 'relu'  # or 'linear': no ReLU on the class maps
-    config.model.class_bias = 0.0  # initial bias of the class maps; above 0, none starts out dead
+    config.model.class_bias = 0.0  # initial bias of the class maps; above 0, none starts dead
     config.model.head = 'gap'  # or 'fc': a fully connected layer instead of average pooling
     config.model.head_dropout = 0.0  # of the inputs of head 'fc'; 'gap' has none to drop
     config.model.blocks = ConfigDict(
@@ -97,8 +103,8 @@ def default_config() -> ConfigDict:
     )
 
     config.init = ConfigDict()
-    config.init.weights = ''  # a run's folder, or a release's, to take weights from; '' for none
-    config.init.new_head = True  # but not those of the last layer, whose classes may be others
+    config.init.weights = ''  # folder of a run or release with initial weights; '' for none
+    config.init.new_head = True  # keep the last layer fresh, as for other classes
 
     config.optim = ConfigDict()
     config.optim.rule = 'sgd'  # or 'nesterov', or 'muon', with Adam for the biases
@@ -110,7 +116,7 @@ def default_config() -> ConfigDict:
     config.optim.backbone_lr = 1.0  # times lr, for all other layers; 0 freezes them
     # At `drops`, or on a 'plateau' of training error, or 'cosine', 'one_cycle'; see schedules.py.
     config.optim.schedule = 'drops'
-    config.optim.warmup = '0%'  # how long 'cosine' and 'one_cycle' take to rise to lr
+    config.optim.warmup = '0%'  # until 'cosine' and 'one_cycle' have risen to lr
     config.optim.drops = '200ep 230ep'  # when; 'plateau' takes only their number
     config.optim.drop_factor = 0.1
     config.optim.plateau_patience = 10  # epochs without a better training error
@@ -118,11 +124,14 @@ def default_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.duration = '260ep'  # durations: '3ep' (epochs), '500steps' or '10%'
     config.train.batch_size = 128
-    config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else all; see step.py
+    # Smaller images first: '20@40% 24@70%' trains on 20x20 pixels up to 40 % of the run, on 24x24
+    # up to 70 %, and on whole images after that. Global average pooling takes any size.
+    config.train.image_sizes = ''
+    config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else all
     config.train.steps_per_call = 0  # steps in one dispatch; 0: 10 on a CPU, else an epoch's
-    config.train.ema = 0.0  # decay of the moving average of the weights, then evaluated; 0: none
-    config.train.dead_steps = 100  # stop once all logits have been 0 for so many steps
-    config.train.restarts = 0  # times a dead or diverged run may start over with new weights
+    config.train.ema = 0.0  # decay of the moving average of the weights; 0: none
+    config.train.dead_steps = 100  # stop after so many steps with all logits 0
+    config.train.restarts = 0  # how often a dead or diverged run may restart
 
     config.eval = ConfigDict()
     config.eval.every = '1ep'
@@ -131,27 +140,36 @@ def default_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = '5ep'
-    config.checkpoint.keep = 2  # the newest so many, besides the best
+    config.checkpoint.keep = 2  # number of newest checkpoints to keep besides the best
     return config
 
 
-def variants(arg: str | None, *known: str, together: bool = True) -> set[str]:
-    """Splits a page's argument, as in `cifar10.py:aug,smoke`; 'smoke' is known to every page.
+def variants(arg: str | None, *known: str) -> set[str]:
+    """Splits a config's argument, as in `cifar10.py:aug,smoke`; every config knows 'smoke'.
 
     Raises:
-      ConfigError: for a variant that the page does not know, or for two that do not go `together`.
+      ConfigError: the config does not know a variant.
     """
     chosen = {v for v in (arg or '').split(',') if v}
     for name in sorted(chosen - {*known, 'smoke'}):
         raise ConfigError(f"unknown variant ':{name}'{did_you_mean(name, (*known, 'smoke'), ':')}")
-    if not together and len(chosen - {'smoke'}) > 1:
-        two = "' and ':".join(sorted(chosen - {'smoke'})[:2])
-        raise ConfigError(f"variants ':{two}' exclude each other: choose one")
     return chosen
 
 
+def only_one(chosen: set[str]) -> str:
+    """The one variant of those that exclude each other; '' for none.
+
+    Raises:
+      ConfigError: there are two.
+    """
+    if len(chosen) > 1:
+        two = "' and ':".join(sorted(chosen)[:2])
+        raise ConfigError(f"variants ':{two}' exclude each other: choose one")
+    return next(iter(chosen), '')
+
+
 def smoke(config: ConfigDict) -> None:
-    """Shrinks a run to a few steps on a few images: does it work, not how well."""
+    """Shrinks a run to a few steps on a few images, to see that it works."""
     config.data.limit = 512
     config.train.duration = '4steps'
     config.train.steps_per_call = 2
@@ -160,7 +178,7 @@ def smoke(config: ConfigDict) -> None:
     config.checkpoint.every = '2steps'
 
 
-def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
+def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
     """{'optim.lr': 0.1, ...}, in the config's own order."""
     flat = {}
     for key in config:
@@ -170,6 +188,27 @@ def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def unflatten(flat: dict) -> ConfigDict:
+    """The config that `flatten` was given; keys that `flat` lacks have their default.
+
+    Raises:
+      LookupError, AttributeError, TypeError: `flat` is not a config.
+    """
+    config = default_config()
+    blocks: dict[str, dict] = {}
+    for key, value in flat.items():
+        value = tuple(value) if isinstance(value, list) else value
+        *parents, name = key.split('.')
+        if parents[:2] == ['model', 'blocks']:
+            blocks.setdefault(parents[2], {})[name] = value
+        else:
+            config.update_from_flattened_dict({key: value})
+    if not blocks:
+        raise KeyError('model.blocks')
+    config.model.blocks = ConfigDict({name: block(**row) for name, row in blocks.items()})
+    return config
 
 
 # ---- checks ---------------------------------------------------------------------------------
@@ -207,7 +246,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises ConfigError at the first value out of range, naming it and what is allowed."""
+    """Raises ConfigError for the first bad value, with the key and the allowed values."""
     flat = flatten(config)
     for key, (allowed, words) in RANGES.items():
         if not allowed(flat[key]):  # NaN fails every comparison
@@ -254,76 +293,3 @@ def _validate_block(key: str, row: ConfigDict) -> None:
             f'{key}.init_std={row.init_std!r}: must be one positive number for each '
             f'of features={row.features!r}, or () for He initialisation'
         )
-
-
-# ---- derived numbers ------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a config's durations come to, in steps. Everything happens at multiples of a call."""
-
-    total_steps: int
-    steps_per_epoch: float
-    steps_per_call: int
-    eval_every: int
-    checkpoint_every: int
-    drops: tuple[int, ...]
-    warmup: int
-
-    def is_due(self, step: int, every: int) -> bool:
-        """Whether `step`, the end of a call, is the first such at or past a multiple of `every`."""
-        return step // every > (step - self.steps_per_call) // every or step == self.total_steps
-
-
-def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
-    """Turns durations into steps for a training split of `num_examples`.
-
-    Raises:
-      ConfigError: for a duration that cannot be read, or a batch larger than the training split.
-    """
-    batch_size = config.train.batch_size
-    if batch_size > num_examples:
-        raise ConfigError(
-            f'train.batch_size={batch_size}: the training split holds only '
-            f'{num_examples} images, choose that or less'
-        )
-    epoch = num_examples / batch_size
-    total = _steps('train.duration', config.train.duration, epoch)
-    if total * batch_size >= 2**31:
-        raise ConfigError(
-            f'train.duration={config.train.duration!r}: {total} steps of '
-            f'{batch_size} images is past 2**31 images, choose less'
-        )
-    drops = tuple(_steps('optim.drops', d, epoch, total) for d in config.optim.drops.split())
-    if list(drops) != sorted(drops):
-        raise ConfigError(f'optim.drops={config.optim.drops!r}: must grow from left to right')
-    warmup = _steps('optim.warmup', config.optim.warmup, epoch, total, least=0)
-    if warmup > total:
-        raise ConfigError(
-            f'optim.warmup={config.optim.warmup!r}: {warmup} steps, but the run has only {total}'
-        )
-    # Two epochs' permutations are at hand in one call, so a call is an epoch at most.
-    call = min(config.train.steps_per_call or (10 if on_cpu else int(epoch)), int(epoch), total)
-    return Plan(
-        total,
-        epoch,
-        call,
-        _steps('eval.every', config.eval.every, epoch, total),
-        _steps('checkpoint.every', config.checkpoint.every, epoch, total),
-        drops,
-        warmup,
-    )
-
-
-def _steps(key: str, duration: str, epoch: float, total: int = 0, least: int = 1) -> int:
-    """'3ep', '500steps' or '10%' (of `total`, where there is one) as whole steps."""
-    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*(ep|epochs?|steps?|%)', duration.strip())
-    if not match or (match[2] == '%' and not total):
-        units = "'3ep' or '500steps'" + (" or '10%'" if total else '')
-        raise ConfigError(f'{key}={duration!r}: write a duration as {units}')
-    unit = {'e': epoch, 's': 1.0, '%': total / 100}[match[2][0]]
-    steps = float(match[1]) * unit
-    if not steps < 2**53:  # infinity is no whole number
-        raise ConfigError(f'{key}={duration!r}: is past 2**31 images, choose less')
-    return max(least, round(steps))

@@ -1,8 +1,8 @@
 """Several processes that train one run: they join, agree, and end together.
 
-Each runs the same program on devices of its own; the mesh spans all devices. Process 0 alone writes
-the run's records and speaks; the others keep step with it. Whatever ends one ends all: a mistake is
-told to all in `together`, and a process that goes on alone is stopped by `joined`.
+Each process runs the same program on its own devices; the mesh spans all devices. Only process 0
+writes the run's records and prints. What ends one process ends all: `together` shares an error with
+all of them, and `joined` stops a process whose peers are gone.
 """
 
 import contextlib
@@ -13,30 +13,34 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nin_jax.errors import DataError, UserError, os_sentence
-from nin_jax.interrupt import RESUME_ME
+from nin_jax.errors import DataError, UserError, from_os_error
 
-JOIN_S = 300  # for all processes to come together
-HEARTBEAT_S = 60  # a process not heard from for so long counts as dead
+JOIN_S = 300  # for all processes to connect
+HEARTBEAT_S = 60  # a process that is silent for so long counts as dead
 FORM = "--distributed takes 'auto', or HOST:PORT,COUNT,INDEX such as 10.0.0.1:1234,2,0"
 
 
-class SharedMistake(UserError):
-    """A mistake that every process knows of; empty where it is another's to tell."""
+class PeerError(UserError):
+    """An error that all processes of a run know of; its text is empty on all but the first."""
+
+    def __init__(self, text: str, exit_status: int):
+        super().__init__(text)
+        self.exit_status = exit_status
 
 
 @contextlib.contextmanager
 def joined(where: str | None) -> Iterator[None]:
-    """Joins the run's other processes, if there are any, and ends with them.
+    """Joins the other processes of the run, if any, and ends with them.
 
     Args:
-      where: 'auto' on a TPU pod, SLURM or Kubernetes; 'HOST:PORT,COUNT,INDEX' of process 0, how
-        many and which of them this is; None for a process alone.
+      where: 'auto' on a TPU pod, SLURM or Kubernetes; 'HOST:PORT,COUNT,INDEX' of process 0, the
+        number of processes, and the index of this one; None for a single process.
 
     Raises:
       UserError: `where` cannot be read or used.
@@ -47,10 +51,10 @@ def joined(where: str | None) -> Iterator[None]:
     join(where)
     try:
         yield
-    except SharedMistake:
+    except PeerError:
         raise
     except BaseException as e:
-        # No orderly exit: it would wait for processes that wait for this one.
+        # An orderly exit would wait for processes that wait for this one.
         os._exit(explain(e))
 
 
@@ -63,15 +67,17 @@ def join(where: str, timeout_s: float = JOIN_S) -> None:
     address, count, index = parse(where)
     if index == 0 and address:
         check_port(address)
-    # JAX would abort the process, with a stack trace of its C++, at its own time limit.
-    missing = f'{timeout_s:g} s went by, and not all processes of --distributed={where} have come: '
-    advice = 'start them together, with the same HOST:PORT and COUNT, each INDEX once, and see '
+    # At its own time limit JAX would abort with a stack trace of its C++.
+    missing = f'not all processes of --distributed={where} connected within {timeout_s:g} s: '
+    advice = (
+        'start them together, with the same HOST:PORT and COUNT and each INDEX once, and check '
+    )
     alarm = threading.Timer(
         timeout_s, lambda: give_up(missing + advice + 'that they can reach process 0 there')
     )
     alarm.daemon = True
     alarm.start()
-    jax.config.update('jax_enable_preemption_service', False)  # it takes SIGTERM; so do we
+    jax.config.update('jax_enable_preemption_service', False)  # it handles SIGTERM, and so do we
     try:
         jax.distributed.initialize(
             address,
@@ -85,7 +91,7 @@ def join(where: str, timeout_s: float = JOIN_S) -> None:
         if where == 'auto':
             raise UserError(
                 '--distributed=auto found no TPU pod, SLURM or Kubernetes job around it: '
-                'name HOST:PORT,COUNT,INDEX, or leave the flag away'
+                'name HOST:PORT,COUNT,INDEX, or leave the flag out'
             ) from None
         raise UserError(f'--distributed={where}: {first_line(e)}') from None
     finally:
@@ -118,17 +124,17 @@ def check_port(address: str) -> None:
 
 
 def several() -> bool:
-    """Whether this process is one of several; asks no device."""
+    """Whether this process is one of several; initializes no device."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is process 0, which writes and prints."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def gather(text: str) -> list[str]:
-    """Every process's text, in their order; all of them have to call this at the same point."""
+    """The texts of all processes, by index; all must call this at the same point."""
     if not several():
         return [text]
     data = text.encode()
@@ -140,36 +146,41 @@ def gather(text: str) -> list[str]:
 
 
 def anyone(flag: bool) -> bool:
-    """Whether the flag is true on any process; all of them have to call this at the same point."""
+    """Whether the flag is true on any process; all must call this at the same point."""
     return bool(multihost_utils.process_allgather(np.bool_(flag)).any()) if several() else flag
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What fails in here on one process fails on all; each has to come here, and can nest it.
+    """An error in this block on one process is raised on all; all must enter it. Blocks can nest.
 
     Raises:
-      SharedMistake: with the sentence of the first process that failed, on process 0.
+      PeerError: with the sentence of the first process that failed; empty on all but process 0.
     """
     if not several():
         yield
         return
-    mistake = ''
+    failed = ''
     try:
         yield
-    except SharedMistake:
+    except PeerError:
         raise
     except (UserError, OSError) as e:
-        mistake = os_sentence(e) if isinstance(e, OSError) else str(e)
-    mistakes = gather(mistake)
-    for index, text in enumerate(mistakes):
-        if text:
+        error = from_os_error(e) if isinstance(e, OSError) else e
+        failed = f'{error.exit_status} {error}'
+    for index, answer in enumerate(gather(failed)):
+        if answer:
+            status, _, text = answer.partition(' ')
             where = f' (on process {index})' if index else ''
-            raise SharedMistake(text + where if is_first() else '')
+            raise PeerError(text + where if is_first() else '', int(status))
 
 
 def check_same(what: str, digest: Callable[[], str]) -> None:
-    """Raises UserError if the processes' digests of `what` differ; alone, computes none."""
+    """Compares a digest among processes; a single process computes none.
+
+    Raises:
+      DataError: they differ.
+    """
     if several():
         digests = gather(digest())
         different = [i for i, d in enumerate(digests) if d != digests[0]]
@@ -180,12 +191,12 @@ def check_same(what: str, digest: Callable[[], str]) -> None:
             )
 
 
-def place(tree, sharding: jax.sharding.Sharding):
+def place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """Host arrays, the same on every process, as global arrays of the given sharding."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def spread(x):
+    def spread(x: Any) -> jax.Array:
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
@@ -193,19 +204,20 @@ def place(tree, sharding: jax.sharding.Sharding):
 
 
 def explain(e: BaseException) -> int:
-    """Says why this process ends before the others; returns its exit status."""
+    """Prints why this process ends before the others; returns its exit status."""
     if isinstance(e, UserError | OSError):
-        print(f'error: {os_sentence(e) if isinstance(e, OSError) else e}', file=sys.stderr)
-        return 2
+        error = from_os_error(e) if isinstance(e, OSError) else e
+        print(f'error: {error}', file=sys.stderr)
+        return error.exit_status
     if isinstance(e, KeyboardInterrupt):
         return 130
     if isinstance(e, jax.errors.JaxRuntimeError) and LOST.search(str(e)):
         print(
             f'error: process {jax.process_index()} of {jax.process_count()} lost another one '
-            f'({first_line(e)}): run the same command again to go on from the last checkpoint',
+            f'({first_line(e)}): run the same command again to continue from the last checkpoint',
             file=sys.stderr,
         )
-        return RESUME_ME
+        return os.EX_TEMPFAIL
     traceback.print_exception(e)
     return 1
 
@@ -220,4 +232,4 @@ def first_line(e: BaseException) -> str:
 def give_up(sentence: str) -> None:
     """Ends this process from another thread."""
     print(f'error: {sentence}', file=sys.stderr, flush=True)
-    os._exit(2)
+    os._exit(os.EX_TEMPFAIL)

@@ -1,11 +1,33 @@
-"""The errors a user can mend: each is one sentence, naming the value at fault and the mend."""
+"""Errors that a user can act on. Each is one sentence that states the bad value and the fix.
+
+Exit statuses of all entry points:
+
+    0    done
+    1    the run diverged; or, with a traceback, a bug
+    2    the command, the config or the files must change before it can work
+    75   os.EX_TEMPFAIL: the same command can succeed later: the run was stopped and saved, the disk
+         is full, another process of the run was lost or late, a database is away
+    130  interrupted from the keyboard
+"""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+
+EXIT_USAGE = 2
 
 
 class UserError(Exception):
     """Bad input, missing data or an unusable machine; entry points print it without a traceback."""
+
+    exit_status = EXIT_USAGE
+
+
+class RetryError(UserError):
+    """Something that a rerun of the same command can cure."""
+
+    exit_status = os.EX_TEMPFAIL
 
 
 class ConfigError(UserError):
@@ -20,10 +42,22 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or belongs to another run."""
 
 
-def os_sentence(e: OSError) -> str:
-    """A full disk, a folder that cannot be written, ... in a sentence."""
+class SaveError(CheckpointError, RetryError):
+    """A checkpoint that could not be written."""
+
+
+# Faults of a disk or its server that pass, or that are cured outside the command.
+_PASSING = {
+    getattr(errno, name)
+    for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EIO', 'ESTALE', 'ETIMEDOUT', 'EAGAIN', 'EBUSY')
+}
+
+
+def from_os_error(e: OSError) -> UserError:
+    """A full disk, a folder that cannot be written, ... as an error with a sentence."""
     where = f" '{e.filename}'" if e.filename else ''
-    return (
+    kind = RetryError if e.errno in _PASSING else UserError
+    return kind(
         f'{e.strerror or e}{where}: check the path, its permissions and the space left on its disk'
     )
 

@@ -24,7 +24,7 @@ def archives() -> Path:
 @pytest.fixture(scope='session')
 def data_dir(archives, tmp_path_factory) -> str:
     """A TFDS folder with mnist, cifar10, cifar100 and a sample of svhn_cropped prepared."""
-    from nin_jax.prepare import prepare
+    from nin_jax.data.prepare import prepare
 
     root = os.environ.get('NIN_DATA_DIR') or str(tmp_path_factory.mktemp('tfds'))
     for name in ('mnist', 'cifar10', 'cifar100', 'svhn_cropped'):
@@ -54,7 +54,7 @@ def svhn_archives(tmp_path_factory) -> Path:
 @pytest.fixture
 def svhn_dir(svhn_archives, tmp_path) -> Path:
     """A TFDS folder of its own with the made-up SVHN prepared."""
-    from nin_jax.prepare import prepare
+    from nin_jax.data.prepare import prepare
 
     prepare('svhn_cropped', str(tmp_path / 'tfds'), str(svhn_archives))
     return tmp_path / 'tfds'

@@ -16,12 +16,17 @@ import warnings
 
 from experiments import cli
 
-PRELOADED = ('nin_jax.commands', 'nin_jax.trained', 'nin_jax.looking', 'nin_jax.pretrained')
+PRELOADED = (
+    'nin_jax.commands',
+    'nin_jax.pretrained.trained',
+    'nin_jax.pretrained.import_caffe',
+    'nin_jax.visualize.figures',
+)
 
 
 def main(module: str) -> None:
     entry = importlib.import_module(module)
-    for name in PRELOADED if module != 'experiments.prepare' else ('nin_jax.prepare',):
+    for name in PRELOADED if module != 'experiments.prepare' else ('nin_jax.data.prepare',):
         importlib.import_module(name)
     warnings.filterwarnings('ignore', message='os.fork')  # no backend is awake before the fork
     for line in sys.stdin:

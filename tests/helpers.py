@@ -10,6 +10,7 @@ import sys
 from ml_collections import ConfigDict
 
 from nin_jax.config import block, default_config
+from nin_jax.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(p.stem for p in (ROOT / 'experiments' / 'configs').glob('[!_]*.py'))
@@ -39,6 +40,31 @@ def tiny_config() -> ConfigDict:
     config.eval.batch_size = 96
     config.checkpoint.every = '8steps'
     return config
+
+
+def assemble(config: ConfigDict):
+    """The trainer of a config, as `commands.train` makes it."""
+    from nin_jax.data.pipeline import fit_preprocess, load_data
+    from nin_jax.pretrained.release import pretrained_weights
+    from nin_jax.train.trainer import make_trainer
+
+    data = load_data(config)
+    fitted = fit_preprocess(config, data.train)
+    return make_trainer(config, data, fitted, pretrained_weights(config))
+
+
+def plan_of(**changes) -> Plan:
+    """A plan of ten steps in epochs of two, for what needs one and no config."""
+    numbers = dict(
+        total_steps=10,
+        steps_per_epoch=2.0,
+        steps_per_call=1,
+        eval_every=2,
+        checkpoint_every=2,
+        drops=(),
+        warmup=0,
+    )
+    return Plan(**numbers | changes)
 
 
 TINY_PAGE = ROOT / 'tests' / 'tiny_page.py'

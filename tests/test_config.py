@@ -4,12 +4,14 @@ import itertools
 import re
 
 import pytest
-from helpers import PAGES, ROOT, load_page, tiny_config
 from ml_collections import ConfigDict
 
-from nin_jax import commands, workdir
-from nin_jax.config import default_config, flatten, make_plan, smoke, validate, variants
+from nin_jax import commands
+from nin_jax.config import default_config, flatten, smoke, validate, variants
 from nin_jax.errors import ConfigError
+from nin_jax.plan import make_plan
+from nin_jax.runs import workdir
+from tests.helpers import PAGES, ROOT, load_page, tiny_config
 
 VARIANTS = {
     'quickstart': [],
@@ -91,7 +93,7 @@ def keys_read_by_a_run(config, folder, monkeypatch) -> set[str]:
     validate(config)
     seen: set[str] = set()
     recorder = Recorder.of(config, seen)
-    for module, name in ((commands, 'validate'), (workdir, 'settle_config')):
+    for module, name in ((commands, 'validate'), (workdir, 'write_or_check_config')):
         monkeypatch.setattr(module, name, lambda *_: None)
     monkeypatch.setattr(commands, 'flatten', lambda _: {})
     commands.train(recorder, folder, command='')
@@ -160,7 +162,8 @@ def test_what_is_due_happens_once_a_period_and_at_the_end(steps_per_call):
     config.train.steps_per_call, config.eval.every = steps_per_call, '20steps'
     plan = make_plan(config, 1000, on_cpu=True)
     ends = [*range(steps_per_call, 205, steps_per_call), 205]
-    due = [s for s in ends if plan.is_due(s, plan.eval_every)]
+    starts = [0, *ends]
+    due = [e for s, e in zip(starts, ends, strict=False) if plan.is_due(s, e, plan.eval_every)]
     expected = sorted({next(e for e in ends if e >= m) for m in range(20, 205, 20)} | {205})
     assert due == expected
 

@@ -16,10 +16,14 @@ from ml_collections import config_flags
 from PIL import Image
 
 from experiments import cli
-from nin_jax import archives, cache, caffemodel, checkpoint, photo, preprocess, trained
-from nin_jax.config import default_config, flatten, make_plan, validate
+from nin_jax.config import default_config, flatten, validate
+from nin_jax.data import archives, cache, images, preprocess
 from nin_jax.errors import CheckpointError, ConfigError, DataError, UserError
-from nin_jax.records import Records, Stopwatch, write_json
+from nin_jax.files import write_json
+from nin_jax.plan import make_plan
+from nin_jax.pretrained import caffemodel, trained
+from nin_jax.runs import checkpoint
+from nin_jax.runs.metrics import Metrics, Stopwatch
 
 MANY = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -141,13 +145,13 @@ def saved(write, *args, **kwargs) -> bytes:
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
-PHOTOS = [saved(NOISE.save, kind) for kind in photo.FORMATS]
+PHOTOS = [saved(NOISE.save, kind) for kind in images.FORMATS]
 
 
 @settings(MANY, max_examples=400)
 @given(mutated(*PHOTOS))
 def test_any_photo(tmp_path, data):
-    try_reading(photo.read_photo, tmp_path / 'photo', data)
+    try_reading(images.read_photo, tmp_path / 'photo', data)
 
 
 FITTED = preprocess.fit(
@@ -194,7 +198,7 @@ LINE = b'{"kind": "%s", "attempt": 0, "step": 4, "epoch": 1.0, "loss": 1.0, "err
 @given(mutated(LINE % b'train' + LINE % b'eval'), st.booleans())
 def test_any_metrics(tmp_path, data, sealed):
     def read(path):
-        with Records(
+        with Metrics(
             *(tmp_path, 100, 1, 1.0, (0, 8), Stopwatch({'train': 1.0})),
             digest='0' * 64 if sealed else None,
         ) as records:
@@ -235,7 +239,7 @@ def test_any_compressed_archive_is_checked(tmp_path, data):
 
 
 def prepare_raw(name: str, files: dict[str, bytes], folder) -> None:
-    from nin_jax.prepare import prepare
+    from nin_jax.data.prepare import prepare
 
     (folder / 'archives').mkdir(exist_ok=True)
     for file, data in files.items():

@@ -25,8 +25,8 @@ from experiments import cli
 from experiments.space import Sweep, choice, integer, log_uniform, text, uniform
 from launch import devices, points, study, sweep, sweep_report, trials
 from launch.processes import Family
-from nin_jax import cache
 from nin_jax.config import flatten
+from nin_jax.data import cache
 from nin_jax.errors import UserError
 
 TINY = str(TINY_PAGE)

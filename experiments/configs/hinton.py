@@ -2,11 +2,11 @@
 
     python -m experiments.main --config=experiments/configs/hinton.py:gap --workdir=runs/hinton_gap
 
-variant      changes                                          paper's test error   measured
-:fc          16 local maps, fully connected head; also the    17.56 %              not measured yet
+variant      changes                                          paper's test error
+:fc          16 local maps, fully connected head; also the    17.56 %
              page without a variant
-:fc_dropout  the same, half of the head's inputs dropped      15.99 %              not measured yet
-:gap         10 local maps, global average pooling            16.46 %              not measured yet
+:fc_dropout  the same, half of the head's inputs dropped      15.99 %
+:gap         10 local maps, global average pooling            16.46 %
 :smoke       four steps on 512 images, to see that it works
 
 The paper says: three convolutional layers and one locally connected one, whose 16 maps become 10
@@ -22,16 +22,19 @@ Costs 47,000 steps, 1.4 PFLOP. Needs `python -m experiments.prepare cifar10`.
 
 from ml_collections import ConfigDict
 
-from nin_jax.config import block, default_config, smoke, variants
+from nin_jax.config import block, default_config, only_one, smoke, variants
+
+ARMS = ('fc', 'fc_dropout', 'gap')
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    chosen = variants(arg, 'fc', 'fc_dropout', 'gap', together=False)
+    chosen = variants(arg, *ARMS)
+    arm = only_one(chosen & set(ARMS))
     config = default_config()
-    config.model.head = 'gap' if 'gap' in chosen else 'fc'
-    if 'fc_dropout' in chosen:
+    config.model.head = 'gap' if arm == 'gap' else 'fc'
+    if arm == 'fc_dropout':
         config.model.head_dropout = 0.5
-    maps = 10 if 'gap' in chosen else 16
+    maps = 10 if arm == 'gap' else 16
     config.model.blocks = ConfigDict(
         dict(
             mlpconv1=block((64,), kernel=5, pool='max_rnorm', init_std=()),

@@ -3,7 +3,7 @@
     python -m experiments.main --config=experiments/configs/imagenet.py --workdir=runs/imagenet
 
 variant      changes                                          Caffe's error       measured
-             as released: crops and mirror images             40.64 %             not measured yet
+             as released: crops and mirror images             40.64 %
 :smoke       four steps on 512 images, to see that it works
 
 Not of the paper; layers, rates and schedule are those of the authors' prototxt files, which say

@@ -51,7 +51,7 @@ get_python() {
     retry python3 -m pip install -q --user --upgrade uv
     [ -x "$venv/bin/python" ] || retry python3 -m uv venv -q --clear --python ">=3.11,<3.14" "$venv"
     retry python3 -m uv pip install -q --python "$venv/bin/python" \
-        -e "${source}[sweep,stream]" "jax[${NIN_JAX_EXTRA:-tpu}]"
+        -e "${source}[prepare,sweep,stream]" "jax[${NIN_JAX_EXTRA:-tpu}]"
     "$venv/bin/python" -c 'import jax, sys; print("python:", *sys.version_info[:2], "jax:", jax.__version__)'
 }
 

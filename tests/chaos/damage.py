@@ -85,7 +85,7 @@ class Bench:
         write_svhn(folder / 'strange_archives', seed=1)
         for kind, root in ((self.whole, folder / 'tfds'), (self.other, folder / 'strange_tfds')):
             if kind is self.other:
-                from nin_jax.prepare import prepare
+                from nin_jax.data.prepare import prepare
 
                 with quiet():
                     prepare('svhn_cropped', str(root), str(folder / 'strange_archives'))
@@ -141,7 +141,9 @@ class Bench:
         }
 
     def _read(self, folder: pathlib.Path) -> dict:
-        from nin_jax import commands, report, trained
+        from experiments.report import results
+        from nin_jax import commands
+        from nin_jax.pretrained import trained
 
         with contextlib.redirect_stdout(io.StringIO()) as out:
             commands.evaluate(self.config, folder, None)
@@ -149,7 +151,7 @@ class Bench:
         images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28, 1)
         looked_at = run.score(images)[0].tobytes(), run.class_names, run.step
         status = commands.train(self.config, folder, 'python -m experiments.main')
-        record = report.load(folder)[0]
+        record = results.load(folder)[0]
         kept = ('final_error', 'best_error', 'best_step', 'epochs', 'seed', 'config', 'parameters')
         return {
             'summary': summary_of(folder),
@@ -161,9 +163,9 @@ class Bench:
         }
 
     def _cache(self, folder: pathlib.Path) -> dict:
-        from nin_jax.datasets import load
+        from nin_jax.data.datasets import load_arrays
 
-        split = load('svhn_cropped', 'train+valid+test', str(folder))
+        split = load_arrays('svhn_cropped', 'train+valid+test', str(folder))
         return {'data': (split.images.tobytes(), split.labels.tobytes(), split.class_names)}
 
     _tfds = _cache

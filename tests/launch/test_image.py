@@ -142,7 +142,7 @@ def test_dockerfile_refuses_another_accelerator(tmp_path):
         env = {'PATH': f'{tmp_path}:/usr/bin:/bin', 'ACCELERATOR': accelerator}
         return subprocess.run(['/bin/sh', '-c', run], env=env, capture_output=True, text=True)
 
-    assert try_('cpu').stdout.endswith(' .[sweep,stream] jax[k8s]\n')
+    assert try_('cpu').stdout.endswith(' .[prepare,sweep,stream] jax[k8s]\n')
     assert try_('cuda13').stdout.endswith('jax[k8s,cuda13]\n')
     assert try_('tpu').stdout.endswith('jax[k8s,tpu]\n')
     done = try_('gpu')

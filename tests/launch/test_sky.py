@@ -33,7 +33,7 @@ def test_essentials(name):
     assert task['envs']['BUCKET'] is None  # SkyPilot refuses to launch without it
     setup = task['setup'].splitlines()
     assert setup[0] == 'set -e'
-    assert any("-e '.[sweep,stream]' 'jax[" in line for line in setup)
+    assert any("-e '.[prepare,sweep,stream]' 'jax[" in line for line in setup)
     assert 'experiments.prepare "$DATASET"' in setup[-1]
     assert not task['resources'].get('accelerator_args', {}).get('gcp_queued_resource')
 

@@ -279,7 +279,7 @@ def test_setup_mounts_the_bucket_and_takes_a_commit_only(cloud):
     assert cloud('setup').returncode == 0 == cloud('setup').returncode
     calls = (cloud.root / 'cloud' / 'calls').read_text()
     assert calls.count('gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0') == 2  # one per worker
-    assert calls.count('[sweep,stream] jax[tpu]') == 4
+    assert calls.count('[prepare,sweep,stream] jax[tpu]') == 4
     done = cloud('setup', NIN_TPU_BUCKET='another')
     assert done.returncode == 1 and 'my-bucket is mounted' in done.stderr
 

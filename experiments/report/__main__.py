@@ -1,0 +1,50 @@
+"""Makes the results page from finished runs, or collects runs as small files for it.
+
+    python -m experiments.report runs/cifar10/seed* --collect=results
+    python -m experiments.report results --out=RESULTS.md --figure=results/figure3.png
+    python -m experiments.report results --readme=README.md
+
+Arguments: folders of runs, collected .json files, or folders of either. The picture of Figure 3
+goes beside RESULTS.md. A run that did not finish is refused.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from nin_jax.errors import UserError
+
+OUT = flags.DEFINE_string('out', None, 'The file to write, such as RESULTS.md.')
+FIGURE = flags.DEFINE_string('figure', None, "Figure 3's picture; default: beside --out.")
+README = flags.DEFINE_string('readme', None, 'A Markdown file whose table of figures to renew.')
+COLLECT = flags.DEFINE_string('collect', None, 'Folder to write one small file a run to.')
+
+
+def main(argv: list[str]) -> int:
+    paths = argv[1:]
+    if not paths:
+        raise UserError('no run is named: give folders of runs, or results')
+    if not (OUT.value or COLLECT.value or README.value):
+        raise UserError(
+            'nothing to make: add --out=RESULTS.md, --readme=README.md or --collect=...'
+        )
+    from experiments.report import document, readme, records  # after the mistakes: they take time
+
+    runs = [run for path in paths for run in records.load(pathlib.Path(path))]
+    if COLLECT.value:
+        for run in runs:
+            print(records.collect(run, pathlib.Path(COLLECT.value)))
+    if OUT.value:
+        figure = pathlib.Path(FIGURE.value) if FIGURE.value else None
+        document.write(runs, paths, pathlib.Path(OUT.value), figure)
+        print(f'{OUT.value}: {len(runs)} runs')
+    if README.value:
+        table = readme.readme_table(runs, document.known_configs())
+        readme.fill_readme(pathlib.Path(README.value), table)
+        print(f'{README.value}: the table of figures is up to date')
+    return 0
+
+
+if __name__ == '__main__':
+    cli.run(main)

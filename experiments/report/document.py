@@ -1,0 +1,42 @@
+"""RESULTS.md and its figure, written from records."""
+
+import importlib
+import os
+import pathlib
+
+from experiments.report.figure3 import draw_figure3
+from experiments.report.markdown import markdown
+from experiments.report.paper import TABLES
+from nin_jax.runs.workdir import flat_config
+
+
+def write(
+    runs: list[dict], made_from: list[str], out: pathlib.Path, figure: pathlib.Path | None = None
+) -> None:
+    """Writes the results of `runs`, and the picture of Figure 3 beside them.
+
+    Args:
+      runs: records of finished runs.
+      made_from: the paths that they were read from, for the command that the file states.
+      out: the file to write.
+      figure: the picture; `figure3.png` beside `out` if None.
+    """
+    figure = figure or out.with_name('figure3.png')
+    configs = known_configs()
+    link = pathlib.Path(os.path.relpath(figure.absolute(), out.absolute().parent)).as_posix()
+    made_by = f'python -m experiments.report {" ".join(made_from)} --out={out.name}'
+    made_by += '' if link == 'figure3.png' else f' --figure={link}'
+    text = markdown(runs, configs, made_by, link)
+    draw_figure3(runs, configs, figure)
+    out.write_text(text)
+
+
+def known_configs() -> dict[str, dict]:
+    """The flat config, by name with variant, of every row of the tables."""
+    names = dict.fromkeys(row.page for table in TABLES for row in table.rows if row.page)
+    return {name: load(*name.partition(':')[::2]) for name in names}
+
+
+def load(name: str, variant: str) -> dict:
+    """The flat config of experiments/configs/<name>.py with a variant."""
+    return flat_config(importlib.import_module(f'experiments.configs.{name}').get_config(variant))

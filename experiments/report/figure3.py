@@ -1,0 +1,77 @@
+"""Figure 3 of the paper with our runs drawn over it."""
+
+import json
+import pathlib
+
+from experiments.report.groups import Group, group, training_changes
+from experiments.report.paper import FIGURE3, FIGURE3_EPOCHS
+
+FIGURE3_PAGES = {'cifar10': 'dropout', 'cifar10:nodropout': 'no dropout'}
+
+
+def in_figure3(groups: list[Group]) -> list[Group]:
+    """Those on all of CIFAR-10, with or without dropout."""
+    return [
+        g
+        for g in groups
+        if g.page in FIGURE3_PAGES
+        and not g.changes.get('data.limit')
+        and len(g.runs[0]['epochs']) > 1  # one evaluation makes no line
+    ]
+
+
+def caption(groups: list[Group]) -> str:
+    """What Figure 3's lines are."""
+    lines = [
+        f'{run["name"]} ({FIGURE3_PAGES[g.page]}, {g.length}'
+        + ''.join(f', {k}={json.dumps(v)}' for k, v in training_changes(g).items())
+        + ')'
+        for g in in_figure3(groups)
+        for run in g.runs
+    ]
+    text = f"Dots: the paper's figure 3. Lines: {', '.join(lines) or 'no run of ours'}."
+    return text + figure3_differences(groups)
+
+
+def figure3_differences(groups: list[Group]) -> str:
+    """A table: our error less the paper's at the epochs of figure 3, in points."""
+    rows = ''
+    for g in in_figure3(groups):
+        for run in g.runs:
+            ours = {round(row[0], 3): row for row in run['epochs']}
+            for part, column in (('training', 2), ('test', 4)):
+                paper = FIGURE3[f'{part}, {FIGURE3_PAGES[g.page]}']
+                pairs = [
+                    f'{epoch}: {100 * (ours[epoch][column] - error):+.1f}'
+                    for epoch, error in zip(FIGURE3_EPOCHS, paper, strict=True)
+                    if error is not None and epoch in ours
+                ]
+                if pairs:
+                    rows += f'| {run["name"]}, {part} | {", ".join(pairs)} |\n'
+    head = "\n\n| run | our error less the paper's at epoch: points |\n|---|---|\n"
+    return head + rows.rstrip() if rows else ''
+
+
+def draw_figure3(runs: list[dict], pages: dict[str, dict], path: pathlib.Path) -> None:
+    """Draws the paper's 26 points and our curves, all 200 epochs and the first few, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout='constrained', dpi=110)
+    FigureCanvasAgg(figure)
+    colours = dict(zip(FIGURE3, ('tab:orange', 'tab:blue', 'tab:red', 'tab:green'), strict=True))
+    ours = [(run, FIGURE3_PAGES[g.page]) for g in in_figure3(group(runs, pages)) for run in g.runs]
+    longest = max((run['epoch'] for run, _ in ours), default=0)
+    views = ((200, 0.4), (max(24, min(longest, 40)), 0.92))  # epochs and error shown
+    for axes, (last, top) in zip(figure.subplots(1, 2), views, strict=True):
+        for name, errors in FIGURE3.items():
+            axes.plot(FIGURE3_EPOCHS, errors, 'o', ms=3.5, color=colours[name], label=name)
+        for run, kind in ours:
+            for part, column in (('training', 2), ('test', 4)):
+                points = [(row[0], row[column]) for row in run['epochs']]
+                axes.plot(*zip(*points, strict=True), lw=1, color=colours[f'{part}, {kind}'])
+        axes.set(xlim=(0, last), ylim=(0, top), xlabel='epoch', ylabel='error')
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(title="the paper's figure 3 (dots)\nours (lines)", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={'Software': None})

@@ -1,0 +1,135 @@
+"""RESULTS.md: the paper's tables with our figures."""
+
+import json
+import statistics
+
+from experiments.report.figure3 import caption
+from experiments.report.groups import Group, group, training_changes
+from experiments.report.paper import OTHERS, TABLES, Row, Table
+from nin_jax.runs.display import duration
+
+HEAD = """# Results
+
+Made by `{made_by}`; do not edit.
+
+Test error is top-1 error on the test split when training ended, in percent (never the best of
+several evaluations): mean ± standard deviation over seeds. **short** marks runs that saw less than
+the page's whole schedule; they say that the code works, not what the network is worth.
+
+Every run comes from one command; it can be interrupted and rerun, and `--dry-run` prints what it
+would take:
+
+```bash
+python -m launch.reproduce --preset=cpu
+python -m launch.reproduce --preset=gpu
+```
+"""
+
+
+def markdown(runs: list[dict], pages: dict[str, dict], made_by: str, figure: str) -> str:
+    """RESULTS.md.
+
+    Args:
+      runs: records of finished runs.
+      pages: flat config of every page and variant that a table names.
+      made_by: the command that makes the file.
+      figure: path of Figure 3's picture, from where the file will lie.
+    """
+    groups = group(runs, pages)
+    text = HEAD.format(made_by=made_by)
+    noted: set[str] = set()
+    for table in TABLES:
+        text += table_text(table, groups, noted)
+        if table.figure:
+            text += f'\n![Figure 3 of the paper, and our runs]({figure})\n\n{caption(groups)}\n'
+    others = [g for g in groups if g.page is None]
+    if others:
+        text += '\n## Other runs\n\n' + ''.join(details(g, '') for g in others)
+    return text
+
+
+def table_text(table: Table, groups: list[Group], noted: set[str]) -> str:
+    """A table and notes on its rows; pages in `noted` have theirs already, and are added to it."""
+    text = f'\n## {table.title}\n\n'
+    text += '| network | paper | best by others | ours |\n|---|---|---|---|\n'
+    notes = ''
+    for row in table.rows:
+        others = sorted((o for o in OTHERS if o.page == row.page), key=lambda o: o.error)
+        ours = [g for g in groups if row.page and g.page == row.page]
+        cells = (
+            f'**{row.network}**' if row.page else row.network,
+            '' if row.error is None else f'{row.error:.2f} %',
+            f'{others[0].error:.2f} %' if others else '',
+            '<br>'.join(map(cell, ours)) + difference(row, table, groups),
+        )
+        text += '| ' + ' | '.join(cells) + ' |\n'
+        if row.page in noted:
+            continue
+        noted |= {row.page} if row.page else set()
+        notes += ''.join(
+            f'- {row.network}, by others: {o.error:.2f} %, {o.who} ({o.source})\n' for o in others
+        )
+        notes += ''.join(details(g, row.network) for g in ours)
+    return text + ('\n' + notes if notes else '')
+
+
+def difference(row: Row, table: Table, groups: list[Group]) -> str:
+    """' (+1.20 ± 0.30 against the first row)': mean and 95 % interval over common seeds."""
+    if not table.baseline or row.page in ('', table.baseline):
+        return ''
+    errors = {
+        page: {
+            run['seed']: 100 * run['final_error']
+            for g in groups
+            if g.page == page
+            for run in g.runs
+        }
+        for page in (row.page, table.baseline)
+    }
+    common = sorted(errors[row.page].keys() & errors[table.baseline].keys())
+    if len(common) < 2:
+        return ''
+    differences = [errors[row.page][seed] - errors[table.baseline][seed] for seed in common]
+    half = student_t(len(common) - 1) * statistics.stdev(differences) / len(common) ** 0.5
+    return f'<br>{statistics.mean(differences):+.2f} ± {half:.2f} against the first row'
+
+
+def student_t(degrees: int) -> float:
+    """Half of the 95 % interval of Student's t distribution."""
+    from scipy import stats  # takes half a second to import
+
+    return float(stats.t.ppf(0.975, degrees))
+
+
+def cell(g: Group) -> str:
+    if g.is_short:
+        changes = [f'{k}={json.dumps(v)}' for k, v in training_changes(g).items()]
+        return f'**short**: {g.error} ({", ".join([g.seeds, g.length, *changes])})'
+    return f'{g.error} ({g.seeds}{", changed" if training_changes(g) else ""})'
+
+
+def details(g: Group, network: str) -> str:
+    """Everything about our runs of one kind, as an item of a list."""
+    first = g.runs[0]
+    seconds = statistics.mean(sum(run['seconds'].values()) for run in g.runs)
+    changes = ', '.join(f'{k}={json.dumps(v)}' for k, v in g.changes.items())
+    more = ', '.join(str(run['seed']) for run in g.runs[1:])
+    return (
+        f'- {network + ", " if network else ""}ours: {"**short**, " if g.is_short else ""}{g.error}'
+        f' ({g.seeds}), {g.length}'
+        + (f', {changes}' if g.page and changes else '')
+        + f'; {hardware(g)}, '
+        f'{duration(seconds)} a run; `{first["command"]}`'
+        + (f' and the same with seed {more}' if more else '')
+        + '\n'
+    )
+
+
+def hardware(g: Group) -> str:
+    """'2 CPUs (x86_64, 188 GFLOP/s in float32)', or '1 x NVIDIA H100 (...)'."""
+    device = g.runs[0]['device']
+    peaks = [run['peak_flops'] for run in g.runs if run.get('peak_flops')]
+    peak = f', {statistics.median(peaks) / 1e9:,.0f} GFLOP/s in float32' if peaks else ''
+    if device['platform'] == 'cpu':
+        return f'{device["cpus"]} CPUs ({device["machine"]}{peak})'
+    return f'{device["count"]} x {device["kind"]}{peak and f" ({peak[2:]})"}'

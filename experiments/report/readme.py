@@ -1,0 +1,63 @@
+"""The table of figures in the README."""
+
+import pathlib
+import statistics
+
+from experiments.report.groups import Group, group
+from experiments.report.markdown import hardware
+from experiments.report.paper import TABLES, Row
+from experiments.report.records import RunError
+
+MARKS = '<!-- figures -->', '<!-- /figures -->'
+
+
+def readme_table(runs: list[dict], pages: dict[str, dict]) -> str:
+    """The README's table: a row for each measured run of a whole schedule, and no other."""
+    groups = [g for g in group(runs, pages) if g.page and not g.is_short and not g.changes]
+    head = '| data, network | config | paper | ours | training | hardware |'
+    text = head + '\n|---|---|---|---|---|---|\n'
+    seen = set()
+    for table in TABLES:
+        for row in table.rows:
+            for g in groups if row.page and row.page not in seen else []:
+                if g.page == row.page:
+                    text += readme_row(row, g)
+            seen.add(row.page)
+    return text
+
+
+def readme_row(row: Row, g: Group) -> str:
+    page, _, variant = row.page.partition(':')
+    minutes = statistics.mean(run['seconds']['train'] for run in g.runs) / 60
+    dataset = g.runs[0]['config']['data.name']
+    cells = (
+        f'{DATA_NAMES.get(dataset, dataset)}: {row.network}',
+        f'`{page}.py{":" + variant if variant else ""}`',
+        '' if row.error is None else f'{row.error:.2f} %',
+        f'{g.error} ({g.seeds})',
+        f'{minutes:.1f} min',
+        hardware(g),
+    )
+    return '| ' + ' | '.join(cells) + ' |\n'
+
+
+DATA_NAMES = {
+    'cifar10': 'CIFAR-10',
+    'cifar100': 'CIFAR-100',
+    'mnist': 'MNIST',
+    'svhn_cropped': 'SVHN',
+    'mnist_subset': '5,000 digits of MNIST',
+}
+
+
+def fill_readme(path: pathlib.Path, table: str) -> None:
+    """Replaces what stands between MARKS in a Markdown file.
+
+    Raises:
+      RunError: the file has no marks.
+    """
+    text = path.read_text()
+    start, end = (text.find(mark) for mark in MARKS)
+    if not -1 < start < end:
+        raise RunError(f"'{path}' has no lines {MARKS[0]} and {MARKS[1]}: add them")
+    path.write_text(f'{text[: start + len(MARKS[0])]}\n{table}{text[end:]}')

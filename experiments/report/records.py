@@ -1,0 +1,103 @@
+"""Finished runs as records: a run's folder, or the small file collected from it."""
+
+import json
+import pathlib
+import re
+import shlex
+
+from nin_jax.errors import UserError
+from nin_jax.files import file_sha256, read_json
+
+COLUMNS = ('epoch', 'train_loss', 'train_error', 'test_loss', 'test_error')
+
+
+class RunError(UserError):
+    """A run that cannot be reported."""
+
+
+def load(path: pathlib.Path) -> list[dict]:
+    """The finished runs at a path: a run's folder, a collected .json, or a folder of either.
+
+    Raises:
+      RunError: for a run that did not finish, or a path that holds none.
+    """
+    if path.suffix == '.json' and path.is_file():
+        return [check(read_json(path), path)]
+    if (path / 'config.json').exists():
+        return [from_workdir(path)]
+    folders = sorted(config.parent for config in path.glob('*/config.json'))
+    found = sorted(path.glob('*.json'))
+    if not folders and not found:
+        raise RunError(f"'{path}' holds no run: name a run's --workdir, or a folder of results")
+    return [from_workdir(f) for f in folders] + [check(read_json(p), p) for p in found]
+
+
+def check(run: dict, path: pathlib.Path) -> dict:
+    """The run itself; RunError unless it is done."""
+    if not {'status', 'config', 'final_error', 'epoch'} <= set(run):
+        raise RunError(f"'{path}' is not the record of a run: leave it out")
+    if run['status'] != 'done':
+        raise RunError(
+            f"the run in '{path}' did not finish ({run['status']} at epoch {run['epoch']:.4g}): "
+            'only finished runs are reported, run its command again or leave it out'
+        )
+    return run
+
+
+def from_workdir(folder: pathlib.Path) -> dict:
+    """A run's summary, and its metrics at every evaluation."""
+    if not (folder / 'summary.json').exists():
+        raise RunError(
+            f"the run in '{folder}' did not finish (it has no summary.json): only finished runs "
+            'are reported, run its command again or leave it out'
+        )
+    run = check(read_json(folder / 'summary.json'), folder)
+    run['name'] = run_name(folder)
+    run['config']['data.dir'] = ''  # where this machine keeps things is no one else's concern
+    run['command'] = shlex.join(
+        re.sub('^--workdir=/.*', f'--workdir=runs/{run["name"]}', word)
+        for word in shlex.split(run['command'])
+        if not word.startswith('--config.data.dir=')
+    )
+    path = folder / 'metrics.jsonl'
+    try:
+        if run.pop('metrics_sha256', None) not in (None, file_sha256(path)):
+            raise ValueError('it does not match its SHA-256')
+        lines = [json.loads(line) for line in path.open()]
+    except (OSError, ValueError) as e:
+        raise RunError(f"'{path}' is damaged ({e}): leave the run out") from None
+    lines = [line for line in lines if line['attempt'] == run['attempt']]
+    return run | {'columns': COLUMNS, 'epochs': epochs(lines)}
+
+
+def run_name(folder: pathlib.Path) -> str:
+    """'cifar10-seed0' for runs/cifar10/seed0; 'aug' for runs/aug."""
+    parts = folder.resolve().parts
+    return '-'.join(parts[-2:] if re.fullmatch(r'seed\d+', parts[-1]) else parts[-1:])
+
+
+def epochs(lines: list[dict]) -> list[list[float]]:
+    """One row of COLUMNS an evaluation, the training columns means since the one before."""
+    rows, since, last = [], [], 0
+    for line in lines:
+        if line['kind'] == 'train':
+            since.append((line['step'] - last, line['loss'], line['error']))
+            last = line['step']
+        elif since:
+            steps = sum(n for n, _, _ in since)
+            loss, error = (sum(s[0] * s[i] for s in since) / steps for i in (1, 2))
+            values = (line['epoch'], loss, error, line['loss'], line['error'])
+            rows.append([round(v, 7) for v in values])
+            since = []
+    return rows
+
+
+def collect(run: dict, folder: pathlib.Path) -> pathlib.Path:
+    """Writes a run as one small file, a key a line; RunError if another run has its name."""
+    path = folder / f'{run["name"]}.json'
+    if path.exists() and read_json(path)['config'] != run['config']:
+        raise RunError(f"'{path}' is of a run with another config: rename either")
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (f'{json.dumps(k)}: {json.dumps(v)}' for k, v in run.items())
+    path.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+    return path

@@ -1,0 +1,222 @@
+"""Everything behind RESULTS.md, with one command.
+
+    python -m launch.reproduce --preset=cpu --workdir=runs/reproduce --dry-run
+    python -m launch.reproduce --preset=cpu --workdir=runs/reproduce
+    python -m launch.reproduce --preset=gpu --only=cifar10
+
+`cpu` is what two CPU cores finish: the fast and modern recipes, the paper's claims with the fast
+recipe, and the paper's own schedules as far as they go. `gpu` is the paper's full schedules, five
+seeds each. Runs that are done are left alone, interrupted ones resume, and after each experiment
+WORKDIR/RESULTS.md and its figure are written anew. --dry-run prints the runs with their images,
+PFLOP and the time that a few measured steps predict for this machine. Other flags, such as
+--config.data.dir, go to every run. Exit status as launch.seeds.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+import time
+
+from ml_collections import ConfigDict
+
+from experiments import cli
+from launch import seeds
+
+FLOPS_PER_MAC = 6  # of training: forward, and two products of the same size backward
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One config with several seeds; seed n trains in WORKDIR/`name`/seed<n>."""
+
+    name: str
+    config: str
+    seeds: int
+    flags: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The config as --config takes it."""
+        file, _, variant = self.config.partition(':')
+        return f'experiments/configs/{file}.py' + (f':{variant}' if variant else '')
+
+
+CLAIMS = ('linear', 'maxout', 'fc', 'fc_dropout', 'dropout', 'plain')
+PRESETS: dict[str, tuple[Experiment, ...]] = {
+    'cpu': (
+        Experiment('cifar10_fast', 'cifar10:fast', 5),
+        Experiment('cifar100_fast', 'cifar100:fast', 3),
+        Experiment('mnist_fast', 'mnist:fast', 5),
+        *(Experiment(f'claims_{arm}', f'ablations:{arm},fast', 3) for arm in CLAIMS),
+        Experiment('cifar10_modern', 'cifar10:modern', 1),
+        Experiment('cifar100_modern', 'cifar100:modern', 1),
+        Experiment('mnist_modern', 'mnist:modern', 1),
+        Experiment('mnist', 'mnist', 2),
+        Experiment('cifar10_nodropout', 'cifar10:nodropout', 1, ('--config.train.duration=24ep',)),
+        Experiment('cifar10', 'cifar10', 1),
+    ),
+    'gpu': (
+        Experiment('cifar10', 'cifar10', 5),
+        Experiment('cifar10_aug', 'cifar10:aug', 5),
+        Experiment('cifar10_nodropout', 'cifar10:nodropout', 5),
+        Experiment('cifar100', 'cifar100', 5),
+        Experiment('mnist', 'mnist', 5),
+        Experiment('ablations_fc', 'ablations:fc', 5),
+        Experiment('ablations_fc_dropout', 'ablations:fc_dropout', 5),
+        Experiment('ablations_linear', 'ablations:linear', 5),
+        Experiment('ablations_maxout', 'ablations:maxout', 5),
+        *(Experiment(f'hinton_{arm}', f'hinton:{arm}', 5) for arm in ('fc', 'fc_dropout', 'gap')),
+        *(
+            Experiment(f'{data}_{recipe}', f'{data}:{recipe}', 5)
+            for recipe in ('fast', 'modern')
+            for data in ('cifar10', 'cifar100', 'mnist')
+        ),
+    ),
+}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog='launch.reproduce', description='Everything behind RESULTS.md.', allow_abbrev=False
+    )
+    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.add_argument('--preset', choices=PRESETS, required=True, help='which runs')
+    parser.add_argument('--workdir', default='runs/reproduce', type=pathlib.Path)
+    parser.add_argument('--only', default='', help='names of experiments, with commas between')
+    parser.add_argument('--dry-run', action='store_true', help='print the runs, and start none')
+    args, others = parser.parse_known_args(argv)
+    experiments = {e.name: e for e in PRESETS[args.preset]}
+    names = args.only.split(',') if args.only else list(experiments)
+    for name in names:
+        if name not in experiments:
+            return cli.complain(f"--only: no '{name}': choose from {', '.join(experiments)}")
+    chosen = [experiments[name] for name in names]
+    if args.dry_run:
+        return print_plan(chosen, args.workdir, others)
+    worst = 0
+    for e in chosen:
+        flags = [f'--config={e.path}', f'--workdir={args.workdir / e.name}', f'--seeds={e.seeds}']
+        status = seeds.main([*flags, *e.flags, *others])
+        if status not in (0, 1):
+            return status
+        worst = max(worst, status)
+        write_results(args.workdir)
+    return worst
+
+
+def write_results(workdir: pathlib.Path) -> None:
+    """RESULTS.md and its figure from the runs under `workdir` that are done."""
+    from experiments.report import document, records
+
+    folders = sorted(path.parent for path in workdir.glob('*/seed*/summary.json'))
+    done = [folder for folder in folders if state_of(folder) == 'done']
+    if done:
+        runs = [run for folder in done for run in records.load(folder)]
+        document.write(runs, [f'{workdir}/*/seed*'], workdir / 'RESULTS.md')
+        print(f'{workdir / "RESULTS.md"}: {len(runs)} runs', flush=True)
+
+
+# ---- what it will take --------------------------------------------------------------------------
+
+
+def print_plan(chosen: list[Experiment], workdir: pathlib.Path, flags: list[str]) -> int:
+    """Prints every run with its images, PFLOP and expected time."""
+    flops_per_s = measured_flops_per_s()
+    print(f'{"run":28}{"images":>12}{"PFLOP":>8}{"time":>12}  state')
+    total = 0.0
+    for e in chosen:
+        images, flops = cost(e, flags)
+        for seed in range(e.seeds):
+            folder = workdir / e.name / f'seed{seed}'
+            state = state_of(folder)
+            total += 0.0 if state == 'done' else flops
+            took = clock(flops / flops_per_s)
+            print(f'{f"{e.name}/seed{seed}":28}{images:>12,}{flops / 1e15:8.2f}{took:>12}  {state}')
+    print(
+        f'{total / 1e15:.2f} PFLOP to go, about {clock(total / flops_per_s)} of training at the '
+        f'{flops_per_s / 1e9:,.0f} GFLOP/s measured here; evaluation and compiling come on top'
+    )
+    return 0
+
+
+def cost(e: Experiment, flags: list[str]) -> tuple[int, float]:
+    """Training images of one run, small ones included, and its floating-point operations."""
+    from nin_jax.data import catalog
+    from nin_jax.plan import make_plan
+
+    config = cli.load_config(e.path, [f for f in (*e.flags, *flags) if f.startswith('--config.')])
+    published = catalog.count(config.data.name, config.data.train)
+    plan = make_plan(config, min(published, config.data.limit or published), on_cpu=True)
+    start, flops = 0, 0.0
+    for until, side in (*plan.image_sizes, (plan.total_steps, 0)):
+        flops += flops_per_image(config, side) * (until - start) * config.train.batch_size
+        start = until
+    return plan.total_steps * config.train.batch_size, flops
+
+
+def flops_per_image(config: ConfigDict, side: int = 0) -> float:
+    """Floating-point operations to train on one image of `side` pixels (0: the dataset's)."""
+    from nin_jax.data import catalog
+    from nin_jax.models.factory import fc_classes, layer_blocks
+    from nin_jax.models.summary import layer_table
+
+    dataset = catalog.lookup(config.data.name)
+    height, width, channels = dataset.image_shape
+    rows = layer_table(
+        layer_blocks(config, dataset.num_classes),
+        (side or height, side or width, channels),
+        fc_classes(config, dataset.num_classes),
+    )
+    return FLOPS_PER_MAC * sum(row.macs for row in rows)
+
+
+def measured_flops_per_s(steps: int = 4) -> float:
+    """Rate of the fast recipe's training steps on random images, compiling aside."""
+    import jax
+    import numpy as np
+
+    from nin_jax.data.batches import Examples
+    from nin_jax.data.preprocess import Preprocess
+    from nin_jax.devices import make_mesh, use_compilation_cache
+    from nin_jax.plan import make_plan
+    from nin_jax.train.step import train_steps
+    from nin_jax.train.trainer import make_setup
+
+    use_compilation_cache()
+    config = cli.load_config('experiments/configs/cifar10.py:fast')
+    images, mesh = steps * config.train.batch_size, make_mesh(1)
+    plan = make_plan(config, images, on_cpu=True)
+    setup, init_state = make_setup(config, plan, mesh, (32, 32, 3), 10)
+    pixels = np.random.default_rng(0).normal(size=(images, 32, 32, 3)).astype(np.float32)
+    examples, state = Examples(pixels, np.zeros(images, np.int32)), init_state(0)
+    seconds = 0.0
+    for _ in range(2):  # the first call compiles
+        start = time.perf_counter()
+        state, metrics = train_steps(
+            state, examples, Preprocess('scale'), setup=setup, num_steps=steps
+        )
+        jax.block_until_ready((state, metrics))
+        seconds = time.perf_counter() - start
+    return images * flops_per_image(config) / seconds
+
+
+def state_of(folder: pathlib.Path) -> str:
+    """'new', 'done', or how far the run got."""
+    from nin_jax.files import read_json
+
+    if (folder / 'summary.json').exists():
+        return read_json(folder / 'summary.json')['status']
+    checkpoints = [p.name for p in folder.glob('checkpoints/*') if p.name.isdecimal()]
+    return f'at step {max(map(int, checkpoints)):,}' if checkpoints else 'new'
+
+
+def clock(seconds: float) -> str:
+    """'12:05' or '1:02:03'."""
+    from nin_jax.runs.display import duration
+
+    return duration(seconds)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,154 @@
+"""The official archives of a dataset: found in a folder or downloaded, and checked before use."""
+
+import gzip
+import os
+import tarfile
+import time
+from pathlib import Path
+
+from nin_jax.errors import DataError
+from nin_jax.files import file_sha256
+
+TRIES = 3
+GIVE_UP_S = 5.0  # so that a machine with no network hears so within 10 seconds
+MAX_UNPACKED_BYTES = 2 << 30  # ten times the largest of them, CIFAR-10 at 184 MB
+_CHUNK = 1 << 20
+
+
+def find(folder: str, names: list[str]) -> dict[str, Path]:
+    """Searches `folder` recursively for files called `names`; returns {name: path}.
+
+    Raises:
+      DataError: no such folder, or a name found not once.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise DataError(f'--archives={folder} is not a folder')
+    found = {name: sorted(p for p in root.rglob(name) if p.is_file()) for name in names}
+    missing = [name for name in names if not found[name]]
+    if missing:
+        raise DataError(f'{root} holds no {", no ".join(missing)}: put the official files there')
+    for name, paths in found.items():
+        if len(paths) > 1:
+            raise DataError(f'{root} holds {name} twice, as {paths[0]} and {paths[1]}: keep one')
+    return {name: paths[0] for name, paths in found.items()}
+
+
+def check(path: Path) -> None:
+    """Reads an archive through, so that a truncated or unsafe one is named before TFDS sees it.
+
+    Raises:
+      DataError: damaged, too large when unpacked, or a tar with members outside its folder.
+    """
+    try:
+        if path.name.endswith('.gz'):
+            _check_gzip(path)
+        if path.name.endswith('.tar.gz'):
+            _check_tar(path)
+        if path.name.endswith('.mat'):
+            _check_mat(path)
+    except (DataError, PermissionError):
+        raise
+    except Exception as error:  # the readers of damaged files raise a dozen kinds
+        raise DataError(
+            f'{path} is damaged ({type(error).__name__}: {error}): fetch it again'
+        ) from error
+
+
+def _check_gzip(path: Path) -> None:
+    total = 0
+    with gzip.open(path) as file:
+        while chunk := file.read(_CHUNK):
+            total += len(chunk)
+            if total > MAX_UNPACKED_BYTES:
+                raise DataError(f'{path} unpacks to more than {MAX_UNPACKED_BYTES:,} bytes')
+    if not total:
+        raise EOFError('empty')
+
+
+def _check_tar(path: Path) -> None:
+    with tarfile.open(path, 'r:gz') as tar:
+        for member in tar:
+            unsafe = os.path.isabs(member.name) or '..' in member.name.split('/')
+            if unsafe or not (member.isfile() or member.isdir()):
+                raise DataError(
+                    f'{path} is unsafe: it holds {member.name!r}, which is a link, a device or '
+                    'outside its own folder'
+                )
+
+
+def _check_mat(path: Path) -> None:
+    import scipy.io
+
+    # The header is looked at first, as reading allocates whatever size it states.
+    shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
+    count = shapes['X'][-1]
+    if shapes['X'] != (32, 32, 3, count) or shapes['y'] != (count, 1) or count > 1_000_000:
+        raise DataError(f'{path} holds arrays {shapes}, expected X (32, 32, 3, N) and y (N, 1)')
+    scipy.io.loadmat(path)
+
+
+def fetch(
+    url: str,
+    path: Path,
+    sha256: str,
+    size: int,
+    *,
+    connect_s: float = 2.5,
+    read_s: float = 20.0,
+    pause_s: float = 0.5,
+) -> None:
+    """Downloads `url` to `path`, which appears only when it is whole and the right one.
+
+    Refused and dropped connections and server errors are tried again, `TRIES` times in all, but
+    not once `GIVE_UP_S` have gone without a byte.
+
+    Raises:
+      DataError: what went wrong, in one sentence.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'{path.name}.incomplete')
+    try:
+        _try_to_stream(url, temporary, size, (connect_s, read_s), pause_s)
+        got = file_sha256(temporary)
+        if got != sha256:
+            raise DataError(f'{url} is not the official file: sha256 {got}, expected {sha256}')
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _try_to_stream(
+    url: str, path: Path, size: int, timeout: tuple[float, float], pause_s: float
+) -> None:
+    import requests
+
+    start = time.monotonic()
+    for attempt in range(1, TRIES + 1):
+        path.unlink(missing_ok=True)
+        try:
+            return _stream(url, path, size, timeout)
+        except requests.RequestException as error:
+            status = getattr(error.response, 'status_code', None)
+            unanswered = not path.exists() and time.monotonic() - start > GIVE_UP_S
+            if attempt == TRIES or unanswered or (status is not None and status < 500):
+                reason = f'HTTP status {status}' if status else type(error).__name__
+                raise DataError(f'cannot download {url} ({reason})') from error
+        time.sleep(pause_s * attempt)
+
+
+def _stream(url: str, path: Path, size: int, timeout: tuple[float, float]) -> None:
+    import requests
+    import tqdm
+
+    with requests.get(url, stream=True, timeout=timeout) as response:
+        response.raise_for_status()
+        with (
+            path.open('wb') as file,
+            tqdm.tqdm(desc=url.rsplit('/', 1)[-1], total=size, unit='B', unit_scale=True) as bar,
+        ):
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+                if file.tell() > size:
+                    raise DataError(f'{url} is not the official file: over {size:,} bytes')

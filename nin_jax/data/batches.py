@@ -1,0 +1,284 @@
+"""Which images a batch holds, and the two ways in which it reaches the training step.
+
+Batch order is a pure function of (seed, attempt, step). A split is either resident on the device
+(`Resident`), where the step picks its batches, or too large for it (`Stream`), where Grain reads
+the same batches ahead on the host. Both have one interface, and neither has state to save: a run
+resumes at any step with the same weights.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from nin_jax.data.sources import Source
+from nin_jax.distributed import place
+from nin_jax.errors import UserError
+
+READ_AHEAD_BYTES = 256 * 2**20  # of batches read before the device asks for them
+EVAL_BATCHES = 16  # batches of a stream that are scored in one dispatch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A split on the device: images_NHWC, uint8 or preprocessed float32, and int32 labels_N.
+
+    Where a program is compiled, their shapes take the arrays' place.
+    """
+
+    images: Any
+    labels: Any
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The batches of one call of S steps: images_SBHWC and labels_SB, or their shapes."""
+
+    images: Any
+    labels: Any
+
+
+# ---- order ------------------------------------------------------------------------------------
+
+
+def random_streams(seed: int, attempt: jax.Array | int) -> jax.Array:
+    """The keys of an attempt: for the order of the examples, augmentation and dropout."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), attempt), 3)
+
+
+def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
+    """A permutation of all examples: int32 (num_examples,)."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+
+
+def example_order(
+    key: jax.Array, first_step: jax.Array, num_steps: int, batch_size: int, num_examples: int
+) -> jax.Array:
+    """Which examples the next batches hold: int32 (num_steps, batch_size).
+
+    Batches are cut from an endless sequence of epochs, each a fresh permutation of all examples; a
+    batch may straddle two. `num_steps * batch_size` must not exceed `num_examples`.
+    """
+    position = first_step * batch_size + jnp.arange(num_steps * batch_size)
+    first_epoch = position[0] // num_examples
+    orders = jnp.stack([epoch_order(key, first_epoch + e, num_examples) for e in range(2)])
+    order = orders[position // num_examples - first_epoch, position % num_examples]
+    return order.reshape(num_steps, batch_size)
+
+
+class HostOrder:
+    """`example_order` on the host: positions in the endless sequence of epochs -> examples.
+
+    Attributes:
+      key: an integer that differs for every seed and attempt.
+    """
+
+    def __init__(self, seed: int, attempt: int, num_examples: int):
+        self.key, self._num_examples = (attempt << 32) + seed, num_examples
+        self._lock = threading.Lock()
+        with on_host():
+            self._order_key, *_ = random_streams(seed, attempt)
+
+    def __call__(self, positions_B: np.ndarray) -> np.ndarray:
+        epochs_B, rows_B = np.divmod(positions_B, self._num_examples)
+        indices_B = np.empty(positions_B.shape, np.int32)
+        for epoch in np.unique(epochs_B):
+            with self._lock:  # readers in other threads wait for it instead of computing it too
+                order = self._epoch(int(epoch))
+            indices_B[epochs_B == epoch] = order[rows_B[epochs_B == epoch]]
+        return indices_B
+
+    @functools.lru_cache(maxsize=3)  # noqa: B019 - lives as long as the stream that it orders
+    def _epoch(self, epoch: int) -> np.ndarray:
+        with on_host():  # the device is busy with earlier steps
+            return np.asarray(epoch_order(self._order_key, jnp.int32(epoch), self._num_examples))
+
+
+def on_host() -> contextlib.AbstractContextManager:
+    """Within the block JAX computes on the CPU, unless JAX_PLATFORMS excludes it."""
+    try:
+        return jax.default_device(jax.local_devices(backend='cpu')[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
+
+
+# ---- from the host to the device --------------------------------------------------------------
+
+
+class DeviceSplit(Protocol):
+    """A split as training and evaluation take it; `len` is its number of images."""
+
+    def __len__(self) -> int: ...
+
+    def feed(self, attempt: int, first_step: int) -> Callable[[int], Examples | Batches]:
+        """A function of a number of steps: what `train_steps` takes for the next so many."""
+        ...
+
+    def feed_shapes(self, num_steps: int) -> Examples | Batches:
+        """Shapes, dtypes and shardings of what `feed` supplies for one call."""
+        ...
+
+    def parts(self) -> Iterable[Examples]:
+        """All examples in order, in parts that are scored in one dispatch each."""
+        ...
+
+    def part_shapes(self, count: int = 0) -> Examples:
+        """Shapes of a part of `count` examples; 0 for the largest."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """All of a split on the device."""
+
+    examples: Examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def feed(self, attempt: int, first_step: int) -> Callable[[int], Examples]:
+        return lambda num_steps: self.examples
+
+    def feed_shapes(self, num_steps: int) -> Examples:
+        return self.examples
+
+    def parts(self) -> list[Examples]:
+        return [self.examples]
+
+    def part_shapes(self, count: int = 0) -> Examples:
+        return self.examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A split on the host, moved to the device batch by batch.
+
+    Attributes:
+      source: where the images are.
+      mesh: of the devices that share each batch.
+      seed: the run's.
+      batch_size: images a training step.
+      eval_batch_size: images scored at a time.
+    """
+
+    source: Source
+    mesh: jax.sharding.Mesh
+    seed: int
+    batch_size: int
+    eval_batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def feed(self, attempt: int, first_step: int) -> Callable[[int], Batches]:
+        batches = self.batches(attempt, first_step)
+
+        def next_batches(num_steps: int) -> Batches:
+            images, labels = zip(*(next(batches) for _ in range(num_steps)), strict=True)
+            return Batches(self._on_devices(np.stack(images)), self._on_devices(np.stack(labels)))
+
+        return next_batches
+
+    def _on_devices(self, own_Sb: np.ndarray) -> jax.Array:
+        """This process's rows of S batches as an array over all processes, split by row."""
+        sharding, rows_b = self._sharding(None, 'data'), self._own_rows()
+        if sharding.is_fully_addressable:
+            return jax.device_put(own_Sb, sharding)
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            wanted = np.arange(self.batch_size)[index[1]]
+            return own_Sb[:, np.searchsorted(rows_b, wanted)]
+
+        shape = (len(own_Sb), self.batch_size, *own_Sb.shape[2:])
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    def _own_rows(self) -> np.ndarray:
+        """The rows of a batch that the devices of this process hold, in order."""
+        where = self._sharding('data').addressable_devices_indices_map((self.batch_size,))
+        all_rows_B = np.arange(self.batch_size)
+        return np.unique(np.concatenate([all_rows_B[index] for index in where.values()]))
+
+    def feed_shapes(self, num_steps: int) -> Batches:
+        return Batches(*self._shapes(self._sharding(None, 'data'), num_steps, self.batch_size))
+
+    def batches(self, attempt: int, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches of steps `first_step`, ... without end: images_BHWC and labels_B.
+
+        Of several processes, each reads only the rows that its own devices hold.
+        """
+        order, rows_b = HostOrder(self.seed, attempt, len(self)), self._own_rows()
+
+        def read(step: int) -> tuple[np.ndarray, np.ndarray]:
+            positions_b = rows_b + step * self.batch_size
+            keys_b2 = np.stack([np.full_like(positions_b, order.key), positions_b], axis=-1)
+            return self.source.take(order(positions_b), keys_b2)
+
+        return self._read_ahead(read, first_step, 2**62, self.batch_size)
+
+    def parts(self) -> Iterator[Examples]:
+        size, count = self._part_size, len(self)
+
+        def read(part: int) -> tuple[np.ndarray, np.ndarray]:
+            return self.source.take(np.arange(part * size, min((part + 1) * size, count)), None)
+
+        for images, labels in self._read_ahead(read, 0, -(-count // size), size):
+            yield place(Examples(images, labels), self._sharding())
+
+    def part_shapes(self, count: int = 0) -> Examples:
+        return Examples(*self._shapes(self._sharding(), count or self._part_size))
+
+    @property
+    def _part_size(self) -> int:
+        return min(EVAL_BATCHES * self.eval_batch_size, len(self))
+
+    def _read_ahead(self, read: Callable, first: int, end: int, size: int) -> Iterator:
+        grain = import_grain()
+        image_bytes = int(np.prod(self.source.image_shape)) * self.source.dtype.itemsize
+        fit = READ_AHEAD_BYTES // (size * image_bytes)
+        options = grain.ReadOptions(
+            num_threads=min(os.cpu_count() or 1, 16), prefetch_buffer_size=max(2, min(fit, 64))
+        )
+        dataset = grain.MapDataset.range(first, end).map(read)
+        return iter(dataset.to_iter_dataset(options))
+
+    def _sharding(self, *axes: str | None) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def _shapes(
+        self, sharding: NamedSharding, *leading: int
+    ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        return (
+            jax.ShapeDtypeStruct(
+                (*leading, *self.source.image_shape), self.source.dtype, sharding=sharding
+            ),
+            jax.ShapeDtypeStruct(leading, np.int32, sharding=sharding),
+        )
+
+
+def import_grain():
+    """The package that only streams need; it takes seconds to import.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import grain
+    except ImportError:
+        raise UserError(
+            "data.residency: streaming needs the package grain: pip install 'nin-jax[stream]', or "
+            "set data.residency='device'"
+        ) from None
+    return grain

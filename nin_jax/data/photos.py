@@ -1,0 +1,191 @@
+"""Datasets of photographs of many sizes, such as ImageNet, read from the disk during training.
+
+    <data_dir>/<name>/<version>/                      as TFDS prepares it (array_record), or
+    <data_dir>/<name>/<part>/<class>/<picture>        plain folders, one a class
+
+Each photograph's shorter side is scaled to `Dataset.short_side` pixels, then `Dataset.image_shape`
+is cropped: anywhere in training, a pure function of (seed, attempt, step); of the middle in
+evaluation.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+from PIL import Image
+
+from nin_jax.data import cache, images
+from nin_jax.data.catalog import Dataset, lookup, parse_splits
+from nin_jax.data.sources import Arrays
+from nin_jax.errors import DataError
+
+
+class Records(Protocol):
+    """One part of a dataset in random order: `len`, and by row a uint8 image_HWC and its label."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> tuple[np.ndarray, int]: ...
+
+
+class FolderRecords:
+    """A folder of folders of pictures, each named for its class; classes alternate."""
+
+    def __init__(self, folder: Path):
+        classes = sorted(path for path in folder.iterdir() if path.is_dir())
+        self.class_names = tuple(path.name for path in classes)
+        columns = [[(p, k) for p in sorted(path.iterdir())] for k, path in enumerate(classes)]
+        rows = itertools.zip_longest(*columns)
+        self._files = [file for row in rows for file in row if file is not None]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, row: int) -> tuple[np.ndarray, int]:
+        path, label = self._files[row]
+        return images.read_photo(path), label
+
+
+class TfdsRecords:
+    """A part of a dataset that TFDS prepared, in its order."""
+
+    def __init__(self, name: str, dataset: Dataset, root: Path, part: str):
+        cache.require_tfds()
+        import tensorflow_datasets as tfds  # lazily: a second or two
+
+        builder = tfds.builder(
+            f'{name}:{dataset.version}', data_dir=root, file_format='array_record'
+        )
+        self._source = builder.as_data_source(part)
+        self.class_names = tuple(builder.info.features['label'].names)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, row: int) -> tuple[np.ndarray, int]:
+        example = self._source[row]
+        return example['image'], int(example['label'])
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """A split as a `sources.Source`; `len` is its number of images.
+
+    Attributes:
+      dataset: for sizes and the published mean colour.
+      pieces: records, and the rows of them that belong to the split.
+      class_names: in label order.
+    """
+
+    dataset: Dataset
+    pieces: tuple[tuple[Records, range], ...]
+    class_names: tuple[str, ...]
+    in_memory: ClassVar[bool] = False
+    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return sum(len(rows) for _, rows in self.pieces)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.dataset.image_shape
+
+    @property
+    def mean_color(self) -> np.ndarray:
+        return 255 * np.array(self.dataset.channel_means)
+
+    def fingerprint(self) -> str:
+        """The number of images and the classes: reading every photograph would take hours."""
+        return repr((len(self), self.class_names))
+
+    def take(self, indices_B: np.ndarray, keys_B2: np.ndarray | None):
+        """uint8 images_BHWC and int32 labels_B, cut out at random places if there are keys.
+
+        Raises DataError for a picture that cannot be read.
+        """
+        images_BHWC = np.empty((len(indices_B), *self.dataset.image_shape), np.uint8)
+        labels_B = np.empty(len(indices_B), np.int32)
+        for i, index in enumerate(indices_B):
+            picture_HWC, labels_B[i] = self._read(int(index))
+            key_2 = None if keys_B2 is None else keys_B2[i]
+            images_BHWC[i] = cut(
+                picture_HWC, self.dataset.short_side, images_BHWC.shape[1:3], key_2
+            )
+        return images_BHWC, labels_B
+
+    def _read(self, index: int) -> tuple[np.ndarray, int]:
+        for records, rows in self.pieces:
+            if index < len(rows):
+                return records.read(rows[index])
+            index -= len(rows)
+        raise IndexError(index)
+
+    def load(self) -> Arrays:
+        """All of it in memory, as evaluation sees it."""
+        return Arrays(*self.take(np.arange(len(self)), None), self.class_names)
+
+
+def cut(
+    picture_HWC: np.ndarray, short_side: int, size: tuple[int, int], key_2: np.ndarray | None
+) -> np.ndarray:
+    """Scales the shorter side to `short_side` and cuts out `size`: at a place that is a function of
+    the key, two integers, or in the middle without one."""
+    scale = short_side / min(picture_HWC.shape[:2])
+    height, width = (max(short_side, round(side * scale)) for side in picture_HWC.shape[:2])
+    picture = Image.fromarray(picture_HWC).resize((width, height), Image.Resampling.BILINEAR)
+    room = np.array([height - size[0], width - size[1]])
+    top, left = room // 2
+    if key_2 is not None:
+        generator = np.random.Generator(np.random.Philox(key=key_2.astype(np.uint64)))
+        top, left = generator.integers(0, room, endpoint=True)
+    return np.asarray(picture)[top : top + size[0], left : left + size[1]]
+
+
+def open_split(name: str, splits: str, data_dir: str = '', limit: int = 0) -> Photos:
+    """Opens 'train', 'valid' or 'test' or a '+' of them, the first `limit` images (0: all).
+
+    Raises:
+      ConfigError: no such dataset or split.
+      DataError: the dataset is not there, or has another number of classes.
+    """
+    dataset, root = lookup(name), cache.data_root(data_dir)
+    wanted, pieces, class_names = parse_splits(splits), [], ()
+    for part, part_splits in (('train', ('train', 'valid')), ('test', ('test',))):
+        if not set(part_splits) & set(wanted):
+            continue
+        records = _open(name, dataset, root, dataset.test_part if part == 'test' else part)
+        class_names = records.class_names
+        if len(class_names) != dataset.num_classes:
+            raise DataError(
+                f'{name} in {root} has {len(class_names)} classes, {dataset.num_classes} are '
+                'expected: complete it, or set num_classes in nin_jax/datasets.py'
+            )
+        count = len(records)
+        kept = count - min(dataset.held_out, count // 2)
+        rows = {'train': range(kept), 'valid': range(kept, count), 'test': range(count)}
+        pieces += [(records, rows[split]) for split in part_splits if split in wanted]
+    return _first(Photos(dataset, tuple(pieces), class_names), limit)
+
+
+def _first(photos: Photos, limit: int) -> Photos:
+    pieces, left = [], limit or len(photos)
+    for records, rows in photos.pieces:
+        pieces.append((records, rows[:left]))
+        left -= len(pieces[-1][1])
+    return dataclasses.replace(photos, pieces=tuple(pieces))
+
+
+def _open(name: str, dataset: Dataset, root: Path, part: str) -> Records:
+    folder = root / name / part
+    if folder.is_dir():
+        return FolderRecords(folder)
+    if cache.prepared(name, dataset, root):
+        return TfdsRecords(name, dataset, root, part)
+    raise DataError(
+        f'{name} is not in {root}: put its pictures into {folder}/CLASS/, prepare it there with '
+        'TFDS as array_record, or set data.dir'
+    )

@@ -1,0 +1,169 @@
+"""From a config to the images that training and evaluation take.
+
+source on the host -> preprocessing fitted to it -> the split on the device, or streamed to it
+"""
+
+import dataclasses
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from nin_jax import distributed
+from nin_jax.data import datasets, photos, preprocess
+from nin_jax.data.batches import DeviceSplit, Examples, Resident, Stream
+from nin_jax.data.catalog import lookup
+from nin_jax.data.preprocess import Preprocess
+from nin_jax.data.sources import Arrays, Source
+from nin_jax.devices import replicated
+from nin_jax.errors import ConfigError
+
+CHUNK = 1000  # images that are preprocessed at a time
+
+
+def open_source(config: ConfigDict, splits: str) -> Source:
+    """Opens the named splits of the config's dataset, cut to `data.limit`.
+
+    Raises:
+      ConfigError: there is no such dataset or split.
+      DataError: the dataset is not prepared, or its files are damaged.
+    """
+    name, data = config.data.name, config.data
+    if lookup(name).storage != 'photos':
+        return datasets.load_arrays(name, splits, data.dir).first(data.limit)
+    if data.residency == 'device':
+        raise ConfigError(
+            f"data.residency='device': {name} is read from the disk during training, "
+            "set 'stream' or 'auto'"
+        )
+    return photos.open_split(name, splits, data.dir, data.limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The two splits of a run on the host.
+
+    Attributes:
+      train, eval: the splits that `data.train` and `data.eval` name.
+    """
+
+    train: Source
+    eval: Source
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.train.image_shape
+
+
+def load_data(config: ConfigDict) -> Data:
+    """Opens both splits, and checks that all processes of a run hold the same images.
+
+    Raises:
+      ConfigError, DataError: see `open_source`; or the processes' images differ.
+    """
+    data = Data(open_source(config, config.data.train), open_source(config, config.data.eval))
+    distributed.check_same('images', lambda: data.train.fingerprint() + data.eval.fingerprint())
+    return data
+
+
+def fit_preprocess(config: ConfigDict, train: Source) -> Preprocess:
+    """Fits `preprocess.recipe` to the training images.
+
+    Raises:
+      ConfigError: the recipe needs the images in memory, and they are on the disk.
+    """
+    settings = config.preprocess
+    if train.in_memory:
+        return preprocess.fit(
+            settings.recipe,
+            train.load().images,
+            zca_bias=settings.zca_bias,
+            gcn_scale=settings.gcn_scale,
+        )
+    if settings.recipe in preprocess.FITTED and settings.recipe != 'mean':
+        raise ConfigError(
+            f'preprocess.recipe={settings.recipe!r}: it is fitted to images in memory, and those '
+            f"of {config.data.name} are on the disk: choose 'mean', 'scale' or 'gcn_lcn'"
+        )
+    if settings.recipe == 'mean':
+        return preprocess.mean_color(train.mean_color)
+    return Preprocess(settings.recipe)
+
+
+def is_streamed(config: ConfigDict, mesh: jax.sharding.Mesh, data: Data) -> bool:
+    """Whether the splits stay on the host: as `data.residency` says, or if they would take more
+    than half of a device's memory (on a CPU, of the machine's)."""
+    if not data.train.in_memory or config.data.residency != 'auto':
+        return not data.train.in_memory or config.data.residency == 'stream'
+    pixel_bytes = 4 if config.preprocess.recipe in preprocess.PRECOMPUTED else 1
+    needed = sum(
+        pixel_bytes * len(s) * int(np.prod(s.image_shape)) for s in (data.train, data.eval)
+    )
+    stats = mesh.local_devices[0].memory_stats() or {}
+    host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return needed > stats.get('bytes_limit', host) / 2
+
+
+def place_split(
+    source: Source,
+    fitted: Preprocess,
+    mesh: jax.sharding.Mesh,
+    *,
+    streamed: bool,
+    seed: int,
+    batch_size: int,
+    eval_batch_size: int,
+) -> DeviceSplit:
+    """Moves a split to the devices of the mesh, or prepares to stream it.
+
+    Images stay uint8 and the step preprocesses them, except for recipes whose cost in every step
+    would be large: those are applied here, once.
+    """
+    if source.in_memory and fitted.recipe in preprocess.PRECOMPUTED:
+        arrays = source.load()
+        source = dataclasses.replace(arrays, images=apply_in_chunks(fitted, arrays.images))
+    if streamed:
+        return Stream(source, mesh, seed, batch_size, eval_batch_size)
+    arrays: Arrays = source.load()
+    return Resident(distributed.place(Examples(arrays.images, arrays.labels), replicated(mesh)))
+
+
+def resize_source(source: Source, side: int) -> Source:
+    """The split with all images scaled to `side` pixels in height and width (bilinear, smoothed).
+
+    Raises:
+      ConfigError: the images are on the disk, or smaller than that.
+    """
+    if not source.in_memory or side > min(source.image_shape[:2]):
+        size = 'x'.join(map(str, source.image_shape[:2]))
+        raise ConfigError(
+            f'train.image_sizes: cannot scale images of {size} to {side}: name fewer pixels, and '
+            'a dataset that fits in memory'
+        )
+
+    @jax.jit
+    def shrink(images_BHWC: jax.Array) -> jax.Array:
+        shape = (images_BHWC.shape[0], side, side, images_BHWC.shape[-1])
+        small_BHWC = jax.image.resize(images_BHWC.astype(jnp.float32), shape, 'linear')
+        return jnp.round(small_BHWC).astype(jnp.uint8)
+
+    arrays = source.load()
+    chunks = range(0, len(arrays), CHUNK)
+    small = np.concatenate([np.asarray(shrink(arrays.images[i : i + CHUNK])) for i in chunks])
+    return dataclasses.replace(arrays, images=small)
+
+
+def apply_in_chunks(fitted: Preprocess, images_NHWC: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
+    """Preprocesses uint8 images chunk by chunk: float32 of the same shape."""
+    apply, fitted = jax.jit(lambda fitted, images: fitted(images)), jax.device_put(fitted)
+    out_NHWC = np.empty(images_NHWC.shape, np.float32)
+    for start in range(0, len(images_NHWC), chunk):
+        part = slice(start, start + chunk)
+        out_NHWC[part] = apply(fitted, images_NHWC[part])
+    return out_NHWC

@@ -1,0 +1,93 @@
+"""A split on the host: what the rest of the code knows of a dataset."""
+
+import dataclasses
+import hashlib
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """A split of a dataset; `len` is its number of images.
+
+    Attributes:
+      class_names: in label order.
+      image_shape: (height, width, channels).
+      dtype: of the images: uint8, or float32 once preprocessed.
+      in_memory: whether all images are in the host's memory.
+      mean_color: published mean of each channel, 0..255, or None where it is not published.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def in_memory(self) -> bool: ...
+
+    @property
+    def mean_color(self) -> np.ndarray | None: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def take(
+        self, indices_B: np.ndarray, keys_B2: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """images_BHWC and int32 labels_B; cropped at random if there are keys."""
+        ...
+
+    def load(self) -> 'Arrays':
+        """All images in memory, as evaluation sees them."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest that is the same for all processes that read the same files."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """A split in memory: images_NHWC, uint8 or preprocessed float32, and int32 labels_N."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...] = ()
+    in_memory: ClassVar[bool] = True
+    mean_color: ClassVar[np.ndarray | None] = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.images.dtype
+
+    def take(
+        self, indices_B: np.ndarray, keys_B2: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """images_BHWC and labels_B of the given rows; the keys are for sources that crop."""
+        del keys_B2
+        return self.images[indices_B], self.labels[indices_B]
+
+    def first(self, limit: int) -> 'Arrays':
+        """The first `limit` images; 0 for all."""
+        keep = slice(limit or None)
+        return dataclasses.replace(self, images=self.images[keep], labels=self.labels[keep])
+
+    def load(self) -> 'Arrays':
+        return self
+
+    def fingerprint(self) -> str:
+        """SHA-256 over images and labels."""
+        sha = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        sha.update(np.ascontiguousarray(self.labels).data)
+        return sha.hexdigest()

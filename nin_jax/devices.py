@@ -1,0 +1,82 @@
+"""The devices of a run as a mesh, and where JAX keeps its compiled programs."""
+
+import os
+import statistics
+import time
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from nin_jax import distributed
+from nin_jax.errors import ConfigError, UserError
+
+
+def make_mesh(devices: int) -> jax.sharding.Mesh:
+    """A mesh of one axis, 'data', over the first `devices` devices (0: all).
+
+    Raises:
+      ConfigError: there are fewer, or several processes do not use all of theirs.
+      UserError: JAX_PLATFORMS names devices that this machine does not have.
+    """
+    try:
+        available = jax.devices()
+    except (RuntimeError, AssertionError) as e:  # the latter for a platform that is not there
+        reason = str(e).split('. ')[0] or 'this machine has no such device'
+        raise UserError(
+            f'JAX cannot use JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r} ({reason}): '
+            'set it to cpu, or unset it'
+        ) from e
+    if devices not in (0, len(available)) and distributed.several():
+        raise ConfigError(
+            f'devices={devices}: several processes use all of their {len(available)} devices: '
+            'leave it 0'
+        )
+    if devices > len(available):
+        raise ConfigError(
+            f'devices={devices}: JAX sees {len(available)} '
+            f'({available[0].device_kind}), choose that or less, or 0 for all'
+        )
+    return mesh_of(available[: devices or len(available)])
+
+
+def mesh_of(devices: list[Any]) -> jax.sharding.Mesh:
+    """All of `devices` along one axis, 'data'."""
+    return jax.make_mesh((len(devices),), ('data',), devices=devices, axis_types=(AxisType.Auto,))
+
+
+def is_cpu(mesh: jax.sharding.Mesh) -> bool:
+    """Whether the mesh is of CPUs, wherever the program is compiled."""
+    return mesh.devices.flat[0].platform == 'cpu'
+
+
+def is_one_cpu(mesh: jax.sharding.Mesh) -> bool:
+    """Whether the mesh is one CPU: few images at a time are faster, as they stay in its cache."""
+    return mesh.size == 1 and is_cpu(mesh)
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
+    folder = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
+        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'nin_jax', 'xla'
+    )
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def matmul_rate(size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s of one device for a product of two float32 matrices, the median of `repeats`."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()  # compiles
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds)

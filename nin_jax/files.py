@@ -1,0 +1,89 @@
+"""Files that are whole or absent, and JSON that carries a checksum of itself."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nin_jax.errors import CheckpointError
+
+CHECKSUM = 'seal'  # the key under which a JSON object carries its SHA-256
+
+
+def with_checksum(value: dict) -> dict:
+    """Returns the object with a SHA-256 of everything else in it."""
+    return value | {CHECKSUM: _sha256(value)}
+
+
+def verify_checksum(value: dict) -> dict:
+    """Returns the object without its checksum.
+
+    An object without a checksum passes: version 0.1.0 wrote none.
+
+    Raises:
+      ValueError: the content does not match the checksum, or `value` is not an object.
+    """
+    if not isinstance(value, dict):
+        raise ValueError('it is not a JSON object')
+    rest = {k: v for k, v in value.items() if k != CHECKSUM}
+    if value.get(CHECKSUM, _sha256(rest)) != _sha256(rest):
+        raise ValueError('it does not match its SHA-256')
+    return rest
+
+
+def _sha256(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes an object with its checksum, atomically: a killed process leaves all or nothing."""
+    temporary = path.with_suffix('.tmp')
+    with open(temporary, 'w') as f:
+        f.write(json.dumps(with_checksum(value), indent=2) + '\n')
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict:
+    """Reads what `write_json` wrote.
+
+    Raises:
+      CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return verify_checksum(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise CheckpointError(f"'{path}' is missing: is this the --workdir of a run?") from None
+    except ValueError as e:
+        raise CheckpointError(f"'{path}' is damaged ({e}): restore it from a copy") from None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+@contextlib.contextmanager
+def lock(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Holds an exclusive lock on a file; the system releases it when the process dies.
+
+    Raises:
+      TimeoutError: another process still holds it after `wait_s` seconds.
+    """
+    give_up = time.monotonic() + wait_s
+    with path.open('w') as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise TimeoutError(f"another process holds '{path}'") from None
+                time.sleep(0.2)
+        yield

@@ -1,0 +1,66 @@
+"""What each layer of a network puts out, by the authors' names for the layers.
+
+    conv1 cccp1 cccp2 pool1 drop1   conv2 cccp3 cccp4 pool2 drop2   conv3 cccp5 cccp6   gap
+
+A convolution's activations are those after its ReLU (or maxout), as in Caffe, where it works in
+place. `drop1` is what the next block sees: in evaluation `pool1` itself, or half of it with
+dropout_mode 'convnet'. `gap` (or `fc`) are the logits.
+"""
+
+import jax
+from flax import nnx
+
+from nin_jax.config import Block
+from nin_jax.errors import ConfigError, did_you_mean
+
+
+def layer_names(blocks: tuple[Block, ...]) -> dict[tuple[str, str], str]:
+    """(block, layer) as in a parameter tree -> the authors' name, in the order of computation."""
+    names, cccp = {}, 0
+    for i, block in enumerate(blocks, start=1):
+        names[f'mlpconv{i}', 'conv'] = f'conv{i}'
+        for j in range(1, len(block.features)):
+            cccp += 1
+            names[f'mlpconv{i}', f'cccp{j}'] = f'cccp{cccp}'
+        if block.pool != 'none':
+            names[f'mlpconv{i}', 'pool'] = f'pool{i}'
+        if block.dropout:
+            names[f'mlpconv{i}', 'drop'] = f'drop{i}'
+    return names
+
+
+def leaf_name(path: tuple, names: dict[tuple[str, str], str]) -> str:
+    """'conv2.kernel', ... for a leaf's path in a parameter tree; `names` from `layer_names`."""
+    words = [str(key.key) for key in path]
+    if words[0] == 'mlpconvs':  # mlpconvs, block, layers, layer, kernel or bias
+        words = [names[words[1], words[3]], *words[4:]]
+    return '.'.join(words)
+
+
+def features(
+    model: nnx.GraphDef, params: dict, x_BHWC: jax.Array, layers: tuple[str, ...] = ()
+) -> dict[str, jax.Array]:
+    """The activations of the named layers, or of all; a pure function, for jit or grad.
+
+    Args:
+      model, params: as `nin_jax.models.nin.apply` takes them.
+      x_BHWC: preprocessed images, float, of any size that the network takes.
+      layers: names as above; () for all.
+
+    Returns:
+      {name: activations (B, H, W, C)}, in the order asked for; the logits are (B, K).
+
+    Raises:
+      ConfigError: for a layer that the network does not have.
+    """
+    network = nnx.merge(model, nnx.State(params))
+    logits_BK, _ = network(x_BHWC)
+    seen = nnx.to_pure_dict(nnx.state(network, nnx.Intermediate))['mlpconvs']
+    found = {
+        name: seen[block][layer][0] for (block, layer), name in layer_names(network.blocks).items()
+    }
+    found['gap' if network.fc is None else 'fc'] = logits_BK
+    for name in layers:
+        if name not in found:
+            raise ConfigError(f'no layer {name!r} in the network{did_you_mean(name, found)}')
+    return {name: found[name] for name in layers or found}

@@ -1,0 +1,339 @@
+"""Convolution and pooling as Network In Network needs them, with a CPU path that trains fast.
+
+On a GPU or TPU these are XLA's own operations. XLA's CPU backend runs three of them badly: the
+weight gradient of a convolution (very badly inside `lax.scan`), the 1x1 convolution, and the
+gradient of max pooling. On the CPU those become matrix products and elementwise selections, and
+convolutions of 3x3 and 5x5 between many channels take Winograd's form (`winograd.py`);
+`benchmarks/NOTES.md` has the measurements. The results agree to float tolerance: 1e-6 of the
+largest value, 1e-5 for a 5x5 kernel. Any `precision` but None asks for the direct form. On the CPU
+bfloat16 is computed in float32 and rounded once, at the end: XLA's products of bfloat16 are slower.
+
+The choice is made when a program is lowered, by the platform it is lowered for: one compiled on a
+CPU for a TPU, or exported for several platforms, is right on each.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from nin_jax.models import winograd
+
+_AXES = ('NHWC', 'HWIO', 'NHWC')
+
+# The patches of one chunk of images should stay in the last-level cache (in bytes).
+_CHUNK_BYTES = 8 * 2**20
+
+
+def _choose(*arrays, cpu, default):
+    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+
+
+# ------------------------------------------------------------------------------ convolution
+
+
+def conv2d(
+    x_BHWC: jax.Array,
+    kernel_HWIO: jax.Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    precision: lax.PrecisionLike = None,
+) -> jax.Array:
+    """2-D convolution (cross-correlation, no bias) with symmetric zero padding.
+
+    x is (batch, height, width, channels in) and the kernel (height, width, in, out), of one
+    dtype (float32 or bfloat16), which is also the result's. Reverse-mode differentiable.
+    """
+    return _conv(x_BHWC, kernel_HWIO, stride, padding, precision)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x_BHWC, kernel_HWIO, stride, padding, precision):
+    settings = dict(stride=stride, padding=padding, precision=precision)
+    return _choose(
+        x_BHWC,
+        kernel_HWIO,
+        cpu=_in_float32(_cpu_conv, settings),
+        default=partial(_lax_conv, **settings),
+    )
+
+
+def _conv_forward(x_BHWC, kernel_HWIO, stride, padding, precision):
+    return _conv(x_BHWC, kernel_HWIO, stride, padding, precision), (x_BHWC, kernel_HWIO)
+
+
+def _conv_backward(stride, padding, precision, saved, grad_BHWO):
+    settings = dict(stride=stride, padding=padding, precision=precision)
+
+    def lax_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, argument):
+        conv = partial(_lax_conv, **settings)
+        return jax.vjp(conv, x_BHWC, kernel_HWIO)[1](grad_BHWO)[argument]
+
+    # Two separate choices: the input gradient of a first layer is dropped as dead code.
+    return tuple(
+        _choose(
+            *saved,
+            grad_BHWO,
+            cpu=_in_float32(cpu, settings),
+            default=partial(lax_gradient, argument=argument),
+        )
+        for argument, cpu in enumerate((_input_gradient, _kernel_gradient))
+    )
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _in_float32(function, settings: dict):
+    """The function on arrays made float32 at least; its result gets their own dtype back."""
+
+    def computed(*arrays):
+        dtype = arrays[0].dtype
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return function(*(array.astype(wide) for array in arrays), **settings).astype(dtype)
+
+    return computed
+
+
+def _cpu_conv(x_BHWC, kernel_HWIO, *, stride, padding, precision):
+    if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
+        return jnp.einsum('bhwi,io->bhwo', x_BHWC, kernel_HWIO[0, 0], precision=precision)
+    if precision is None and winograd.suits(x_BHWC, kernel_HWIO, stride, padding):
+        return winograd.conv(x_BHWC, kernel_HWIO)
+    return _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision)
+
+
+def _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision):
+    return lax.conv_general_dilated(
+        x_BHWC,
+        kernel_HWIO,
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=_AXES,
+        precision=precision,
+    )
+
+
+def _input_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, stride, padding, precision):
+    if stride != 1:
+        conv = partial(_lax_conv, stride=stride, padding=padding, precision=precision)
+        _, transpose = jax.vjp(lambda x: conv(x, kernel_HWIO), x_BHWC)
+        return transpose(grad_BHWO)[0]
+    # A forward convolution with the flipped kernel. The barrier keeps XLA from folding the flip
+    # back into the gradient form that it is slow at.
+    flipped_HWOI = lax.optimization_barrier(kernel_HWIO[::-1, ::-1].swapaxes(2, 3))
+    pads = [size - 1 - padding for size in kernel_HWIO.shape[:2]]
+    if pads[0] == pads[1]:
+        return _cpu_conv(grad_BHWO, flipped_HWOI, stride=1, padding=pads[0], precision=precision)
+    return lax.conv_general_dilated(
+        grad_BHWO,
+        flipped_HWOI,
+        (1, 1),
+        [(pad, pad) for pad in pads],
+        dimension_numbers=_AXES,
+        precision=precision,
+    )
+
+
+def _kernel_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, stride, padding, precision):
+    if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
+        kernel_IO = jnp.einsum('bhwi,bhwo->io', x_BHWC, grad_BHWO, precision=precision)
+        return kernel_IO[None, None]
+    if precision is None and winograd.suits(x_BHWC, kernel_HWIO, stride, padding):
+        return winograd.kernel_gradient(x_BHWC, grad_BHWO, len(kernel_HWIO))
+    return _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision)
+
+
+def _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision):
+    """Sum over chunks of images of patches^T @ output gradient."""
+    kernel_size = kernel_HWIO.shape[:2]
+    batch, out_height, out_width, features = grad_BHWO.shape
+    columns = int(np.prod(kernel_HWIO.shape[:3]))
+    image_bytes = out_height * out_width * columns * x_BHWC.dtype.itemsize
+    chunk = max(min(batch, _CHUNK_BYTES // image_bytes), 1)
+    while batch % chunk:
+        chunk -= 1
+
+    def add_chunk(total_KO, images):
+        x_bHWC, grad_bHWO = images
+        patches_NK = _patches(x_bHWC, kernel_size, stride, padding).reshape(-1, columns)
+        return total_KO + jnp.einsum(
+            'nk,no->ko',
+            patches_NK,
+            grad_bHWO.reshape(-1, features),
+            precision=precision,
+        ), None
+
+    chunks = jax.tree.map(
+        lambda array: array.reshape(-1, chunk, *array.shape[1:]), (x_BHWC, grad_BHWO)
+    )
+    total_KO = jnp.zeros((columns, features), x_BHWC.dtype)
+    total_KO, _ = lax.scan(add_chunk, total_KO, chunks)
+    return total_KO.reshape(kernel_HWIO.shape)
+
+
+def _patches(x_BHWC, kernel_size, stride, padding):
+    """The receptive field of every output pixel: (B, H out, W out, kernel H * kernel W * C)."""
+    pads = (padding, padding)
+    x_BHWC = jnp.pad(x_BHWC, ((0, 0), pads, pads, (0, 0)))
+    rows, cols = (
+        (size - kernel) // stride + 1
+        for size, kernel in zip(x_BHWC.shape[1:3], kernel_size, strict=True)
+    )
+    return jnp.concatenate(
+        [
+            _strided(x_BHWC, dy, dx, rows, cols, stride)
+            for dy in range(kernel_size[0])
+            for dx in range(kernel_size[1])
+        ],
+        axis=-1,
+    )
+
+
+def _strided(x_BHWC, dy, dx, rows, cols, stride):
+    """Every stride-th pixel from (dy, dx) on: (B, rows, cols, C)."""
+    return x_BHWC[
+        :, dy : dy + (rows - 1) * stride + 1 : stride, dx : dx + (cols - 1) * stride + 1 : stride
+    ]
+
+
+# ---------------------------------------------------------------------------------- pooling
+
+
+def max_pool(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
+    """Max pooling with Caffe's and cuda-convnet's output size, ceil((H - window) / stride) + 1.
+
+    Windows that overhang the bottom or right border see only the pixels inside the image
+    (cuda-convnet's layer.py `outputsX`; Caffe's pooling_layer.cpp). The gradient of tied
+    maxima goes to the first of them in row-major order, as in Caffe and PyTorch.
+    """
+    return _max_pool(x_BHWC, window, stride)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool(x_BHWC, window, stride):
+    return _max_pool_forward(x_BHWC, window, stride)[0]
+
+
+def _max_pool_forward(x_BHWC, window, stride):
+    """The maxima, and what the gradient needs: the image, or on a CPU the maxima's positions."""
+
+    def xla(x_BHWC):
+        y_BHWC = _xla_max_pool(x_BHWC, window, stride)
+        return y_BHWC, jnp.zeros(y_BHWC.shape, _position_dtype(window))
+
+    cpu = partial(_max_and_position, window=window, stride=stride)
+    y_BHWC, position_BHWC = _choose(x_BHWC, cpu=cpu, default=xla)
+    return y_BHWC, (x_BHWC, position_BHWC)
+
+
+def _max_pool_backward(window, stride, saved, grad_BHWC):
+    def cpu(x_BHWC, position_BHWC, grad_BHWC):
+        grads = [jnp.where(position_BHWC == i, grad_BHWC, 0) for i in range(window * window)]
+        return _spread(grads, x_BHWC.shape[1:3], window, stride)
+
+    def xla(x_BHWC, position_BHWC, grad_BHWC):
+        return jax.vjp(lambda x: _xla_max_pool(x, window, stride), x_BHWC)[1](grad_BHWC)[0]
+
+    return (_choose(*saved, grad_BHWC, cpu=cpu, default=xla),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _xla_max_pool(x_BHWC, window, stride):
+    return lax.reduce_window(
+        x_BHWC,
+        -jnp.inf,
+        lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        _overhang(x_BHWC, window, stride),
+    )
+
+
+def _max_and_position(x_BHWC, window, stride):
+    pixels = _window_pixels(x_BHWC, -jnp.inf, window, stride)
+    dtype = _position_dtype(window)
+    best, position = pixels[0], jnp.zeros(pixels[0].shape, dtype)
+    for index, pixel in enumerate(pixels[1:], 1):
+        position = jnp.where(pixel > best, dtype.type(index), position)
+        best = jnp.maximum(best, pixel)  # unlike a where on the comparison, keeps NaN
+    return best, position
+
+
+def _position_dtype(window):
+    return np.min_scalar_type(window * window)
+
+
+def avg_pool(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
+    """Average pooling over the windows of `max_pool`; divides by the pixels inside the image."""
+    pixels = []  # inside the image, for each window along one axis
+    for size in x_BHWC.shape[1:3]:
+        starts = np.arange(_out_size(size, window, stride)) * stride
+        pixels.append(np.minimum(starts + window, size) - starts)
+    share_HW1 = (1 / np.outer(*pixels))[..., None].astype(x_BHWC.dtype)
+    return sum(_window_pixels(x_BHWC, 0, window, stride)) * share_HW1
+
+
+def _out_size(size: int, window: int, stride: int) -> int:
+    ceil_mode = max(-(-(size - window) // stride), 0) + 1
+    return min(ceil_mode, (size - 1) // stride + 1)  # every window starts inside the image
+
+
+def _overhang(x_BHWC, window, stride):
+    """Padding config that completes the last window of each axis (bottom and right only)."""
+    return [
+        (0, 0),
+        *(
+            (0, max((_out_size(size, window, stride) - 1) * stride + window - size, 0))
+            for size in x_BHWC.shape[1:3]
+        ),
+        (0, 0),
+    ]
+
+
+def _window_pixels(x_BHWC, fill, window, stride):
+    """The window's pixels as `window * window` arrays of the output's shape, in row-major order."""
+    rows, cols = (_out_size(size, window, stride) for size in x_BHWC.shape[1:3])
+    x_BHWC = jnp.pad(x_BHWC, _overhang(x_BHWC, window, stride), constant_values=fill)
+    return [
+        _strided(x_BHWC, dy, dx, rows, cols, stride) for dy in range(window) for dx in range(window)
+    ]
+
+
+def _spread(pixel_grads, image_size, window, stride):
+    """Transpose of `_window_pixels`: adds each pixel's gradient where the pixel came from."""
+    rows = [
+        _interleave(pixel_grads[dy * window : (dy + 1) * window], 2, image_size[1], stride)
+        for dy in range(window)
+    ]
+    return _interleave(rows, 1, image_size[0], stride)
+
+
+def _interleave(parts, axis, size, stride):
+    """Puts parts[d] at positions d, d + stride, d + 2 * stride, ... of an axis and adds them up.
+
+    Positions of one residue modulo stride hold parts residue, residue + stride, ... only, each
+    shifted by one from the last: dense sums, unlike the scatter that XLA would make of this.
+    """
+
+    def pad(array, before, after):
+        return lax.pad(
+            array,
+            jnp.zeros((), array.dtype),
+            [(before, after, 0) if i == axis else (0, 0, 0) for i in range(4)],
+        )
+
+    most = (len(parts) - 1) // stride
+    residues = [
+        sum(pad(part, shift, most - shift) for shift, part in enumerate(parts[residue::stride]))
+        for residue in range(min(stride, len(parts)))
+    ]
+    residues += [jnp.zeros_like(residues[0])] * (stride - len(residues))
+    whole = jnp.stack(residues, axis + 1)
+    whole = whole.reshape(*whole.shape[:axis], -1, *whole.shape[axis + 2 :])
+    return pad(whole, 0, size - whole.shape[axis])

@@ -1,0 +1,91 @@
+"""The network as a table: shapes, parameters, multiply-accumulates, receptive field."""
+
+import dataclasses
+
+from nin_jax.config import Block
+from nin_jax.models.nin import conv_size, pooled_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One layer.
+
+    Attributes:
+      name: in the authors' naming: conv1, cccp1, cccp2, pool1, ...
+      shape: height, width, channels put out.
+      parameters: weights and biases.
+      macs: multiply-accumulates for one image, forward.
+      receptive_field: side of the square of input pixels that one output sees.
+      stride: input pixels between neighbouring outputs.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    parameters: int
+    macs: int
+    receptive_field: int
+    stride: int
+
+
+def layer_table(
+    blocks: tuple[Block, ...], image_shape: tuple[int, int, int], fc_classes: int = 0
+) -> list[Row]:
+    """The rows of a network for images of (height, width, channels).
+
+    `fc_classes`: 0 for global average pooling, else a fully connected head to so many classes.
+    """
+    rows, cccp, field, stride = [], 0, 1, 1
+    height, width, channels = image_shape
+    for i, block in enumerate(blocks, start=1):
+        for j, features in enumerate(block.features):
+            kernel = 1 if j else block.kernel
+            cccp += j > 0
+            field += (kernel - 1) * stride
+            if j == 0:
+                (height, width), stride = conv_size((height, width), block), stride * block.stride
+            filters = features * block.pieces
+            weights = kernel * kernel * channels * filters
+            local = block.local and j == 0  # each position has weights and biases of its own
+            rows.append(
+                Row(
+                    f'cccp{cccp}' if j else f'{"local" if local else "conv"}{i}',
+                    (height, width, features),
+                    (weights + filters) * (height * width if local else 1),
+                    weights * height * width,
+                    field,
+                    stride,
+                )
+            )
+            channels = features
+        if block.pool != 'none':
+            height, width = pooled_size((height, width), block.pool)
+            field, stride = field + 2 * stride, stride * 2
+            rows.append(
+                Row(f'pool{i} ({block.pool})', (height, width, channels), 0, 0, field, stride)
+            )
+    if fc_classes:
+        weights = height * width * channels * fc_classes
+        field += (max(height, width) - 1) * stride
+        rows.append(Row('fc', (1, 1, fc_classes), weights + fc_classes, weights, field, stride))
+    return rows
+
+
+def format_table(rows: list[Row]) -> str:
+    """The table as text, with totals and the floating-point operations they come to."""
+    lines = [f'{"layer":18}{"output":>11}{"parameters":>13}{"MACs":>15}{"sees":>7}{"stride":>8}']
+    for r in rows:
+        shape = 'x'.join(map(str, r.shape))
+        lines.append(
+            f'{r.name:18}{shape:>11}{r.parameters:>13,}{r.macs:>15,}'
+            f'{r.receptive_field:>7}{r.stride:>8}'
+        )
+    if rows[-1].name != 'fc':
+        height, width, classes = rows[-1].shape
+        lines.append(f'{"GAP":18}{classes:>11}{0:>13}{height * width * classes:>15,}')
+    macs = sum(r.macs for r in rows)
+    lines += [
+        '',
+        f'{sum(r.parameters for r in rows):,} parameters; an image costs '
+        f'{2 * macs / 1e9:.3f} GFLOP to score and about {6 * macs / 1e9:.3f} to train on',
+    ]
+    return '\n'.join(lines)

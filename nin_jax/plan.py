@@ -1,0 +1,113 @@
+"""The numbers that follow from a config: its durations in steps."""
+
+import dataclasses
+import re
+
+from ml_collections import ConfigDict
+
+from nin_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A config's durations in steps.
+
+    Attributes:
+      total_steps: of the run.
+      steps_per_epoch: training images / batch size.
+      steps_per_call: steps in one dispatch; evaluations, checkpoints and stops lie between calls.
+      eval_every, checkpoint_every: in steps.
+      drops: steps at which the learning rate drops.
+      warmup: steps until the learning rate has risen to `optim.lr`.
+      image_sizes: (step, side): up to `step`, images are scaled to `side` pixels.
+    """
+
+    total_steps: int
+    steps_per_epoch: float
+    steps_per_call: int
+    eval_every: int
+    checkpoint_every: int
+    drops: tuple[int, ...]
+    warmup: int
+    image_sizes: tuple[tuple[int, int], ...] = ()
+
+    def next_call(self, step: int) -> int:
+        """How many steps to make from `step` in one dispatch, on images of one size."""
+        ends = [self.total_steps, *(until for until, _ in self.image_sizes if until > step)]
+        return min(self.steps_per_call - step % self.steps_per_call, min(ends) - step)
+
+    def image_side(self, step: int) -> int:
+        """Side of the training images at `step` in pixels; 0 for their own size."""
+        return next((side for until, side in self.image_sizes if step < until), 0)
+
+    def is_due(self, start: int, end: int, every: int) -> bool:
+        """Whether a call from `start` to `end` passes a multiple of `every`, or ends the run."""
+        return end // every > start // every or end == self.total_steps
+
+
+def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
+    """Turns durations into steps for a training split of `num_examples` images.
+
+    Raises:
+      ConfigError: a duration cannot be read, or a batch is larger than the training split.
+    """
+    batch_size = config.train.batch_size
+    if batch_size > num_examples:
+        raise ConfigError(
+            f'train.batch_size={batch_size}: the training split holds only '
+            f'{num_examples} images, choose that or less'
+        )
+    epoch = num_examples / batch_size
+    total = _steps('train.duration', config.train.duration, epoch)
+    if total * batch_size >= 2**31:
+        raise ConfigError(
+            f'train.duration={config.train.duration!r}: {total} steps of '
+            f'{batch_size} images is past 2**31 images, choose less'
+        )
+    drops = tuple(_steps('optim.drops', d, epoch, total) for d in config.optim.drops.split())
+    if list(drops) != sorted(drops):
+        raise ConfigError(f'optim.drops={config.optim.drops!r}: must grow from left to right')
+    warmup = _steps('optim.warmup', config.optim.warmup, epoch, total, least=0)
+    if warmup > total:
+        raise ConfigError(
+            f'optim.warmup={config.optim.warmup!r}: {warmup} steps, but the run has only {total}'
+        )
+    # Two epochs' permutations are at hand in one call, so a call is an epoch at most.
+    call = min(config.train.steps_per_call or (10 if on_cpu else int(epoch)), int(epoch), total)
+    return Plan(
+        total_steps=total,
+        steps_per_epoch=epoch,
+        steps_per_call=call,
+        eval_every=_steps('eval.every', config.eval.every, epoch, total),
+        checkpoint_every=_steps('checkpoint.every', config.checkpoint.every, epoch, total),
+        drops=drops,
+        warmup=warmup,
+        image_sizes=_image_sizes(config.train.image_sizes, epoch, total),
+    )
+
+
+def _image_sizes(sizes: str, epoch: float, total: int) -> tuple[tuple[int, int], ...]:
+    """'20@40%' as ((step, 20),)."""
+    key, found = 'train.image_sizes', []
+    for word in sizes.split():
+        side, _, until = word.partition('@')
+        if not side.isdecimal() or not 8 <= int(side) <= 1024 or not until:
+            raise ConfigError(f"{key}={sizes!r}: write SIDE@DURATION, such as '20@40%'")
+        found.append((_steps(key, until, epoch, total), int(side)))
+    steps = [step for step, _ in found]
+    if steps != sorted(set(steps)):
+        raise ConfigError(f'{key}={sizes!r}: durations must grow from left to right')
+    return tuple(found)
+
+
+def _steps(key: str, duration: str, epoch: float, total: int = 0, least: int = 1) -> int:
+    """'3ep', '500steps' or '10%' (of `total`, where there is one) as whole steps."""
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*(ep|epochs?|steps?|%)', duration.strip())
+    if not match or (match[2] == '%' and not total):
+        units = "'3ep' or '500steps'" + (" or '10%'" if total else '')
+        raise ConfigError(f'{key}={duration!r}: write a duration as {units}')
+    unit = {'e': epoch, 's': 1.0, '%': total / 100}[match[2][0]]
+    steps = float(match[1]) * unit
+    if not steps < 2**53:  # infinity is no whole number
+        raise ConfigError(f'{key}={duration!r}: is past 2**31 images, choose less')
+    return max(least, round(steps))

@@ -1,0 +1,160 @@
+"""The model card of a released network: where it comes from, what it scores, how to load it."""
+
+import json
+import pathlib
+import statistics
+
+from nin_jax import __version__
+from nin_jax.config import flatten
+from nin_jax.files import read_json
+from nin_jax.models.nin import count_parameters
+from nin_jax.pretrained.trained import Trained
+
+KEPT = ('status', 'reason', 'epoch', 'seed', 'eval_images', 'commit', 'versions', 'device')
+
+
+def provenance(workdir: pathlib.Path, step: int) -> dict:
+    """What the run's own records say of the network at `step`; nothing is computed here.
+
+    Returns:
+      Of summary.json: how the run ended, seed, commit, versions, device. Beside it 'error', as the
+      run itself evaluated it at that step (None if it did not), and 'other_errors', the final
+      errors of runs in neighbouring folders that differ in nothing but their seed.
+
+    Raises:
+      CheckpointError: summary.json is damaged.
+    """
+    path = workdir / 'summary.json'
+    summary = read_json(path) if path.exists() else {'status': 'unfinished'}
+    found = {key: summary.get(key) for key in KEPT}
+    found['error'] = _error_at(workdir / 'metrics.jsonl', step, summary.get('attempt', 0))
+    found['other_errors'] = _other_seeds(workdir, summary)
+    return found
+
+
+def _error_at(path: pathlib.Path, step: int, attempt: int) -> float | None:
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in map(json.loads, lines):
+        if (line['kind'], line['step'], line['attempt']) == ('eval', step, attempt):
+            return line['error']
+    return None
+
+
+def _other_seeds(workdir: pathlib.Path, summary: dict) -> list[float]:
+    def but_the_seed(run: dict) -> dict:
+        return {k: v for k, v in run.get('config', {}).items() if k not in ('seed', 'data.dir')}
+
+    errors = []
+    for path in sorted(workdir.absolute().parent.glob('*/summary.json')):
+        other = read_json(path)
+        if path.parent != workdir.absolute() and other.get('status') == 'done':
+            same = summary.get('config') and but_the_seed(other) == but_the_seed(summary)
+            errors += [other['final_error']] if same else []
+    return errors
+
+
+def text(trained: Trained, found: dict) -> str:
+    """The card, Markdown.
+
+    Args:
+      trained: the network.
+      found: what `provenance` returned, with 'largest_difference' (of the exported program's
+        logits) and, if it scored the test images, 'exported_error' and 'scored' (their number).
+    """
+    config = trained.config
+    height, width, channels = trained.image_shape
+    classes, parameters = len(trained.class_names), count_parameters(trained.params)
+    return f"""# Network In Network, {config.data.name}
+
+Lin, Chen and Yan's Network In Network ([arXiv 1312.4400](https://arxiv.org/abs/1312.4400)):
+{parameters:,} parameters, images of {height}x{width}x{channels}, {classes} classes:
+{_shorten(trained.class_names)}.
+
+| | |
+|---|---|
+| data | `{config.data.name}`: trained on `{config.data.train}`, error on `{config.data.eval}` |
+| test error | {_error(found, config.eval.tta)} |
+| from | {_origin(trained, found)} |
+| code | nin_jax {__version__}, commit `{found['commit'] or 'unknown'}` |
+| licence | {_licence(found)} |
+
+## Loading
+
+One line, with the package:
+
+```python
+logits_NK = nin_jax.load('FOLDER')(images_NHWC)  # uint8 (N, {height}, {width}, {channels})
+```
+
+`nin_jax.load` checks the files' SHA-256 against `config.json`; `.score` gives the class maps too.
+
+Without it, on a CPU, a CUDA GPU or a TPU (`pip install jax flatbuffers`):
+
+```python
+import jax.export
+program = jax.export.deserialize(open('model.stablehlo', 'rb').read())
+logits_BK, maps_BHWK = program.call(images_BHWC)  # uint8; preprocessing is inside
+```
+
+`model.safetensors` holds the weights for everything else: `conv1.kernel` is (height, width, in,
+out), `conv1.bias` (out), then `cccp1`, `cccp2`, `conv2`, ... in the authors' names. Pixels are to
+be preprocessed by the recipe `{trained.preprocess.recipe}` of `nin_jax/preprocess.py`; its arrays,
+where it has any, are there too.
+
+## Limits
+
+* It answers with one of its classes whatever the picture shows, and its probabilities are not
+  calibrated.
+* `model.stablehlo` takes images of {height}x{width} only; with the package, any size. On random
+  images its logits differ from the network's by {found['largest_difference']:.1g} at most.
+* Nothing is known of how it does on other cameras, crops or corruptions than its test images'.
+
+## Config
+
+```
+{_settings(trained)}
+```
+"""
+
+
+def _error(found: dict, tta: str) -> str:
+    words = []
+    if found['error'] is not None:
+        others = [100 * e for e in (found['error'], *found['other_errors'])]
+        views = '' if tta == 'none' else f', eval.tta={tta!r}'
+        words.append(f'{found["error"]:.2%} (seed {found["seed"]}, by the run itself{views})')
+        if len(others) > 1:
+            words.append(
+                f'over {len(others)} seeds {statistics.mean(others):.2f} ± '
+                f'{statistics.stdev(others):.2f} %'
+            )
+    if 'exported_error' in found:
+        words.append(
+            f'{found["exported_error"]:.2%} (the exported program, {found["scored"]:,} images)'
+        )
+    return '; '.join(words) or 'not measured'
+
+
+def _origin(trained: Trained, found: dict) -> str:
+    if found['status'] == 'imported':
+        return found['reason']
+    epochs = f', {found["epoch"]:.4g} epochs in all' if found['epoch'] else ''
+    kind = (found['device'] or {}).get('kind', 'an unknown device')
+    return f'step {trained.step:,} of a run that is {found["status"]}{epochs}, on {kind}'
+
+
+def _licence(found: dict) -> str:
+    if found['status'] == 'imported':
+        return "code Apache-2.0; the weights are the paper's authors'"
+    return "Apache-2.0 (code and weights; the training images have their own publishers' terms)"
+
+
+def _shorten(names: tuple[str, ...], most: int = 10) -> str:
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
+
+
+def _settings(trained: Trained) -> str:
+    where = ('data.dir', 'devices', 'checkpoint.every', 'checkpoint.keep')
+    flat = flatten(trained.config)
+    return '\n'.join(f'{k} = {v!r}' for k, v in flat.items() if k not in where)

@@ -1,0 +1,198 @@
+"""A released network: what `experiments.export` writes and `nin_jax.load` reads.
+
+    config.json         the config, class names, where it comes from; SHA-256 of every other file
+    model.safetensors   weights under the authors' layer names, and the preprocessing's arrays
+    model.stablehlo     preprocessing and network as one program; needs JAX, but nothing of ours
+    README.md           the model card
+
+Nothing in it is pickled. `config.json` carries a digest of itself as well, its seal.
+"""
+
+import importlib.util
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from nin_jax import __version__
+from nin_jax.config import Block
+from nin_jax.data import preprocess
+from nin_jax.errors import CheckpointError, UserError
+from nin_jax.files import file_sha256, read_json, write_json
+from nin_jax.models.factory import abstract_model, join, split_weights
+from nin_jax.models.features import layer_names, leaf_name
+from nin_jax.pretrained import model_card
+from nin_jax.pretrained.trained import Trained, load_run, open_network, read_config
+from nin_jax.runs.workdir import flat_config
+
+FORMAT = 'nin_jax release 1'
+WEIGHTS, PROGRAM = 'model.safetensors', 'model.stablehlo'
+PREPROCESS = 'preprocess.'  # prefix of its arrays among the weights
+
+
+def check_new(folder: pathlib.Path) -> None:
+    """Raises UserError if a release cannot be written: files are there, or packages are not."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"'{folder}' holds files already: name another --out")
+    _safetensors()
+    if not importlib.util.find_spec('flatbuffers'):
+        raise UserError(_INSTALL)
+
+
+def write(folder: pathlib.Path, trained: Trained, program: bytes, provenance: dict) -> None:
+    """Writes a release, whole or not at all.
+
+    Args:
+      folder: new, or empty.
+      trained: the network.
+      program: the same, from `stablehlo.serialise`.
+      provenance: from `model_card.provenance`; goes into config.json and the model model_card.
+
+    Raises:
+      UserError: see `check_new`.
+      OSError: it cannot be written.
+    """
+    check_new(folder)
+    temporary = folder.with_name(f'{folder.name}.{os.getpid()}.incomplete')
+    temporary.mkdir(parents=True)
+    try:
+        arrays = named(trained.params, _layer_names(trained.config)) | {
+            f'{PREPROCESS}{name}': np.asarray(array)
+            for name, array in trained.preprocess.arrays.items()
+            if array is not None
+        }
+        _safetensors().save_file(arrays, temporary / WEIGHTS, metadata={'format': FORMAT})
+        (temporary / PROGRAM).write_bytes(program)
+        (temporary / 'README.md').write_text(model_card.text(trained, provenance))
+        files = (WEIGHTS, PROGRAM, 'README.md')
+        content = {
+            'format': FORMAT,
+            'version': __version__,
+            'step': trained.step,
+            'class_names': list(trained.class_names),
+            'image_shape': list(trained.image_shape),
+            'preprocess': {
+                'recipe': trained.preprocess.recipe,
+                'gcn_scale': float(trained.preprocess.gcn_scale),
+            },
+            'config': flat_config(trained.config) | {'data.dir': '', 'devices': 0},
+            'provenance': provenance,
+            'sha256': {name: file_sha256(temporary / name) for name in files},
+        }
+        write_json(temporary / 'config.json', content)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(path: str | os.PathLike, step: int | None = None) -> Trained:
+    """Opens a release, or a run at `step` (its newest checkpoint if None); see `nin_jax.load`."""
+    path = pathlib.Path(path)
+    folder = path if path.is_dir() else path.parent
+    content = _read_content(folder)
+    if 'format' not in content:
+        return load_run(folder, step)
+    if step not in (None, content['step']):
+        raise CheckpointError(f"'{folder}' is a release of step {content['step']}, not {step}")
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"'{weights}' is missing: get the release again")
+    if file_sha256(weights) != content['sha256'][WEIGHTS]:
+        raise CheckpointError(
+            f"'{weights}' is damaged (its SHA-256 is not that in config.json): get the release "
+            'again'
+        )
+    arrays = _safetensors().load_file(weights)
+    config = read_config(content['config'], folder / 'config.json')
+    config.devices = 1
+    fitted = preprocess.Preprocess(
+        content['preprocess']['recipe'],
+        content['preprocess']['gcn_scale'],
+        **{name: arrays.pop(f'{PREPROCESS}{name}', None) for name in preprocess.ARRAYS},
+    )
+    shape, class_names = tuple(content['image_shape']), tuple(content['class_names'])
+    template = join(*split_weights(abstract_model(config, shape, len(class_names))))
+    return open_network(
+        config,
+        _fill(template, arrays, _layer_names(config), weights),
+        step=content['step'],
+        fitted=fitted,
+        class_names=class_names,
+        image_shape=shape,
+    )
+
+
+def pretrained_weights(config: ConfigDict) -> Callable[[], dict] | None:
+    """A function that loads the weights of `init.weights`; None if the config names none."""
+    source = config.init.weights
+    return (lambda: load(source).params) if source else None
+
+
+def _read_content(folder: pathlib.Path) -> dict:
+    """config.json, a release's or a run's."""
+    path = folder / 'config.json'
+    if not path.is_file():
+        raise CheckpointError(
+            f"'{folder}' holds no config.json: name the folder of a release or of a run"
+        )
+    content = read_json(path)
+    if 'data.name' in content:
+        return content
+    if content.get('format') != FORMAT:
+        raise CheckpointError(
+            f"'{folder}' holds neither a release that nin_jax {__version__} can read nor a run"
+        )
+    return content
+
+
+# ---- names ----------------------------------------------------------------------------------
+
+
+def _layer_names(config: ConfigDict) -> dict[tuple[str, str], str]:
+    return layer_names(tuple(Block(**row) for row in config.model.blocks.values()))
+
+
+def named(tree: dict, names: dict[tuple[str, str], str]) -> dict[str, np.ndarray]:
+    """A parameter tree as {'conv1.kernel': array, ...}."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {leaf_name(path, names): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _fill(template: dict, arrays: dict, names: dict, path: pathlib.Path) -> dict:
+    """The template's tree with `arrays` for its leaves; raises unless they are exactly those."""
+
+    def take(key_path: tuple, leaf) -> jax.Array:
+        name = leaf_name(key_path, names)
+        if name not in arrays:
+            raise CheckpointError(f"'{path}' lacks {name}, which its config.json asks for")
+        array = arrays.pop(name)
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
+            raise CheckpointError(
+                f"'{path}' holds {name} as {array.dtype} {array.shape}, its config.json asks for "
+                f'{leaf.dtype} {leaf.shape}'
+            )
+        return jnp.asarray(array)
+
+    arrays = dict(arrays)
+    params = jax.tree_util.tree_map_with_path(take, template)
+    if arrays:
+        raise CheckpointError(f"'{path}' holds {min(arrays)}, which its config.json does not know")
+    return params
+
+
+_INSTALL = 'released networks need two more packages: pip install safetensors flatbuffers'
+
+
+def _safetensors():
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise UserError(_INSTALL) from None
+    return safetensors.numpy

@@ -1,0 +1,175 @@
+"""A trained run as something that scores pictures; its folder says all, no config page needed."""
+
+import dataclasses
+import pathlib
+from functools import partial
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from nin_jax.config import unflatten, validate
+from nin_jax.data import catalog, preprocess
+from nin_jax.data.pipeline import open_source
+from nin_jax.data.preprocess import Preprocess
+from nin_jax.errors import CheckpointError, ConfigError, UserError
+from nin_jax.files import read_json
+from nin_jax.models.factory import abstract_model
+from nin_jax.models.features import features
+from nin_jax.models.nin import apply
+from nin_jax.models.summary import layer_table
+from nin_jax.runs.checkpoint import Checkpoints
+from nin_jax.runs.display import warn
+from nin_jax.runs.recorder import restore
+from nin_jax.runs.workdir import CONFIG, load_preprocess
+from nin_jax.train.trainer import state_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What is left of a run when it is over.
+
+    Attributes:
+      config: the run's own.
+      step: of the checkpoint.
+      model, params: as `nin_jax.step.apply` takes them; params are the state's `weights`.
+      preprocess: as fitted for the run.
+      class_names: in label order.
+      image_shape: height, width, channels it was trained on.
+      stride: pixels between neighbouring cells of the class maps.
+    """
+
+    config: ConfigDict
+    step: int
+    model: nnx.GraphDef
+    params: dict
+    preprocess: preprocess.Preprocess
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    stride: int
+
+    def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """The logits_NK alone of `score`."""
+        return self.score(images_NHWC)[0]
+
+    def score(self, images_NHWC: np.ndarray, chunk: int = 250) -> tuple[np.ndarray, np.ndarray]:
+        """Scores uint8 images, all of one size, whichever it is.
+
+        Returns float32 logits_NK and the class maps_NHWK whose means they are. Images of another
+        size than the network was trained on are whitened approximately (`whiten_any_size`).
+        """
+        parts = [
+            _score(self.params, self.preprocess, images_NHWC[i : i + chunk], self.model)
+            for i in range(0, len(images_NHWC), chunk)
+        ]
+        logits, maps = zip(*jax.device_get(parts), strict=True)
+        return np.concatenate(logits), np.concatenate(maps).astype(np.float32)
+
+    def features(
+        self, images_NHWC: np.ndarray, layers: tuple[str, ...] = (), chunk: int = 250
+    ) -> dict[str, np.ndarray]:
+        """What the named layers put out, or all, for uint8 images, all of one size.
+
+        Returns {name: float32 (N, H, W, C)}; the names are those of `nin_jax.features`.
+        """
+        parts = [
+            jax.device_get(
+                _features(
+                    self.params,
+                    self.preprocess,
+                    images_NHWC[i : i + chunk],
+                    self.model,
+                    tuple(layers),
+                )
+            )
+            for i in range(0, len(images_NHWC), chunk)
+        ]
+        return {
+            name: np.concatenate([part[name] for part in parts]).astype(np.float32)
+            for name in parts[0]
+        }
+
+
+@partial(jax.jit, static_argnames=('model', 'layers'))
+def _features(
+    params: dict,
+    fitted: Preprocess,
+    images_BHWC: jax.Array,
+    model: nnx.GraphDef,
+    layers: tuple[str, ...],
+) -> dict[str, jax.Array]:
+    return features(model, params, fitted.any_size(images_BHWC), layers)
+
+
+@partial(jax.jit, static_argnames='model')
+def _score(
+    params: dict, fitted: Preprocess, images_BHWC: jax.Array, model: nnx.GraphDef
+) -> tuple[jax.Array, jax.Array]:
+    return apply(model, params, fitted.any_size(images_BHWC))
+
+
+def open_network(
+    config: ConfigDict,
+    weights: dict,
+    *,
+    step: int,
+    fitted: Preprocess,
+    class_names: tuple[str, ...],
+    image_shape: tuple[int, int, int],
+) -> Trained:
+    """A config and its weights as a network that scores images."""
+    model = abstract_model(config, image_shape, len(class_names))
+    return Trained(
+        config=config,
+        step=step,
+        model=nnx.graphdef(model),
+        params=weights,
+        preprocess=fitted,
+        class_names=class_names,
+        image_shape=image_shape,
+        stride=layer_table(model.blocks, image_shape)[-1].stride,
+    )
+
+
+def load_run(folder: pathlib.Path, step: int | None = None) -> Trained:
+    """Opens a run's newest whole checkpoint, or that at `step`, on one device.
+
+    Raises:
+      CheckpointError: `folder` does not hold a run, or is damaged.
+    """
+    flat = read_json(folder / CONFIG)
+    config = read_config(flat, folder / CONFIG)
+    config.devices = 1
+    dataset, fitted = catalog.lookup(config.data.name), load_preprocess(folder)
+    shapes = state_shapes(config, dataset)
+    keep = config.checkpoint.keep
+    with Checkpoints(folder / 'checkpoints', keep, warn, read_only=True) as checkpoints:
+        restored = restore(checkpoints, shapes, flat, preprocess.digest(fitted), step)
+    if restored is None:
+        raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
+    state, meta = restored
+    names = meta.get('class_names')  # version 0.1.0 did not record them
+    return open_network(
+        config,
+        state.weights,
+        step=int(state.step),
+        fitted=fitted,
+        class_names=tuple(names or open_source(config, 'test').class_names),
+        image_shape=dataset.image_shape,
+    )
+
+
+def read_config(flat: dict, path: pathlib.Path) -> ConfigDict:
+    """The config that `flat`, read from `path`, stands for.
+
+    Raises:
+      CheckpointError: it is not the config of a run.
+    """
+    try:
+        config = unflatten(flat)
+        validate(config)
+    except (ConfigError, AttributeError, LookupError, TypeError, ValueError) as e:
+        reason = e if isinstance(e, UserError) else repr(e)
+        raise CheckpointError(f"'{path}' is not a run's config ({reason})") from e
+    return config

@@ -1,0 +1,49 @@
+"""Commit, versions and hardware of the process, for the record."""
+
+import os
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+
+import jax
+
+
+def environment() -> dict:
+    """Commit, versions and hardware, for the record."""
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    device = jax.devices()[0]
+    return {
+        'commit': commit(),
+        'versions': {
+            'python': platform.python_version(),
+            **{p: metadata.version(p) for p in packages},
+        },
+        'device': {
+            'kind': device.device_kind,
+            'platform': device.platform,
+            'count': len(jax.devices()),
+            'processes': jax.process_count(),
+            'cpus': os.cpu_count(),
+            'machine': platform.machine(),
+        },
+    }
+
+
+def commit() -> str:
+    """The source's git commit, with '+' if files differ from it; NIN_COMMIT outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ['git', *words],
+            cwd=pathlib.Path(__file__).parent,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+    except (OSError, subprocess.SubprocessError):
+        return os.environ.get('NIN_COMMIT', '')  # images carry no .git; launch/Dockerfile sets it

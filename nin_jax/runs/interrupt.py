@@ -1,0 +1,28 @@
+"""SIGTERM and SIGINT ask a run to save and stop; a second signal stops it at once."""
+
+import os
+import signal
+from types import FrameType
+
+RESUME_ME = os.EX_TEMPFAIL
+
+
+class Interrupt:
+    """A context manager; `requested` becomes true when the process is asked to stop."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> 'Interrupt':
+        self._previous = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for s, handler in self._previous.items():
+            signal.signal(s, handler)
+
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(signum, self._previous[signal.Signals(signum)])

@@ -1,0 +1,201 @@
+"""metrics.jsonl: one line a call ('train') and one an evaluation ('eval'), written at once.
+
+A resumed run first drops the lines past its checkpoint, so that there is neither a gap nor a
+duplicate however often it was killed. Only the evaluations stay in memory.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+
+from nin_jax.errors import CheckpointError
+from nin_jax.runs.display import ProgressDisplay, duration
+from nin_jax.runs.tensorboard import EventFile
+
+
+class Stopwatch:
+    """Seconds spent in each part of a run, summed over restarts."""
+
+    def __init__(self, seconds: dict[str, float] | None = None):
+        self.seconds = dict(seconds or {})
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+class Metrics:
+    """Writes one run's metrics and shows them.
+
+    Args:
+      workdir: the run's folder; it must exist.
+      total_steps: of the run.
+      batch_size: images per step.
+      steps_per_epoch: to show epochs beside steps.
+      first: (attempt, step) of the state that the run continues from; (0, 0) for a new run.
+      clock: its 'train' seconds give images per second.
+      digest: SHA-256 of metrics.jsonl when that state was saved; None if it is not known.
+
+    Attributes:
+      evals: the lines of all evaluations.
+
+    Raises:
+      CheckpointError: metrics.jsonl does not match `digest`.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        total_steps: int,
+        batch_size: int,
+        steps_per_epoch: float,
+        first: tuple[int, int],
+        clock: Stopwatch,
+        digest: str | None = None,
+    ):
+        self._total_steps, self._batch_size = total_steps, batch_size
+        self._steps_per_epoch = steps_per_epoch
+        self._path = workdir / 'metrics.jsonl'
+        self._sha, self.evals, self._shown = hashlib.sha256(), [], {}
+        self._drop_lines_past(first, digest)
+        self._file = open(self._path, 'a', buffering=1)  # noqa: SIM115 - closed in close()
+        self._tensorboard = EventFile(workdir / 'tensorboard', purge_step=first[1] + 1)
+        self._attempt, self._last_step = first
+        self._clock, self._last_seconds = clock, clock.seconds.get('train', 0.0)
+        self._console = ProgressDisplay(total_steps)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._console.close()
+        self._file.close()
+        self._tensorboard.close()
+
+    def train(self, step: int, loss: float, error: float) -> None:
+        """Records a call that ended at `step`; loss and error are its means."""
+        seconds = self._clock.seconds['train']
+        rate = (step - self._last_step) * self._batch_size / max(seconds - self._last_seconds, 1e-9)
+        self._last_step, self._last_seconds = step, seconds
+        self._write('train', step, loss=loss, error=error, images_per_s=round(rate, 1))
+
+    def eval(self, step: int, loss: float, error: float, errors: int) -> None:
+        """Records an evaluation: mean loss, top-1 error, and the count of errors."""
+        self._write('eval', step, loss=loss, error=error, errors=errors)
+
+    def sync(self) -> str:
+        """Flushes to the disk, so that no checkpoint is newer than its metrics.
+
+        Returns the SHA-256 of metrics.jsonl.
+        """
+        os.fsync(self._file.fileno())
+        self._tensorboard.flush()
+        return self._sha.hexdigest()
+
+    def note(self, text: str) -> None:
+        """Prints one sentence for the person watching."""
+        self._console.print(text)
+
+    def start_over(self, attempt: int) -> None:
+        """Begins again at step 0 with new weights; earlier lines stay in the file."""
+        self._attempt, self._last_step = attempt, 0
+
+    def _write(self, kind: str, step: int, **values: float) -> None:
+        line = {
+            'kind': kind,
+            'attempt': self._attempt,
+            'step': step,
+            'epoch': round(step / self._steps_per_epoch, 4),
+            **values,
+        }
+        text = json.dumps(line) + '\n'
+        self._keep(line, text)
+        self._file.write(text)
+        self._tensorboard.write(step, {f'{kind}/{name}': v for name, v in values.items()})
+        self._console.show(step, self._text(step), milestone=kind == 'eval')
+
+    def _keep(self, line: dict, text: str) -> None:
+        self._sha.update(text.encode())
+        self._shown[line['kind']] = line
+        if line['kind'] == 'eval':
+            self.evals.append(line)
+
+    def _drop_lines_past(self, first: tuple[int, int], digest: str | None) -> None:
+        """Keeps the lines up to (attempt, step), and drops a line that a kill cut short."""
+        temporary = self._path.with_suffix('.tmp')
+        with open(temporary, 'w') as kept:
+            if self._path.exists() and first != (0, 0):
+                with open(self._path, errors='replace') as lines:
+                    for text in lines:
+                        with contextlib.suppress(ValueError, KeyError, TypeError):
+                            line = check_line(json.loads(text))
+                            place = line['attempt'], line['step']
+                            if place[0] < first[0] or place <= first:
+                                text = text.rstrip('\n') + '\n'  # the last may have lost it
+                                self._keep(line, text)
+                                kept.write(text)
+            kept.flush()
+            os.fsync(kept.fileno())
+        if digest not in (None, self._sha.hexdigest()):
+            temporary.unlink()
+            raise CheckpointError(
+                f"'{self._path}' is damaged: it does not match the checkpoint at step {first[1]}; "
+                'restore it from a copy, or delete it to continue without its lines'
+            )
+        os.replace(temporary, self._path)
+
+    def _text(self, step: int) -> str:
+        train, evaluated = self._shown.get('train'), self._shown.get('eval')
+        parts = [
+            f'step {step:,}/{self._total_steps:,}',
+            f'epoch {step / self._steps_per_epoch:.2f}',
+        ]
+        if train:
+            left = (self._total_steps - step) * self._batch_size / max(train['images_per_s'], 1e-9)
+            parts += [
+                f'loss {train["loss"]:.4f}',
+                f'train error {train["error"]:.2%}',
+                f'{train["images_per_s"]:,.0f} img/s',
+                f'ETA {duration(left)}',
+            ]
+        if evaluated:
+            parts.append(f'error {evaluated["error"]:.2%}')
+        return '  '.join(parts)
+
+
+def check_line(line: dict) -> dict:
+    """The line itself; KeyError, TypeError or ValueError if what is shown of it is not there."""
+    shown = {'train': ('loss', 'error', 'images_per_s'), 'eval': ('loss', 'error')}
+    for name in shown[line['kind']]:
+        float(line[name])
+    return line
+
+
+class NullMetrics:
+    """The metrics of a process that writes none, because process 0 of the run does."""
+
+    evals: tuple[dict, ...] = ()
+
+    def train(self, step: int, loss: float, error: float) -> None:
+        pass
+
+    def eval(self, step: int, loss: float, error: float, errors: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def start_over(self, attempt: int) -> None:
+        pass
+
+    def sync(self) -> str:
+        return ''
+
+    def close(self) -> None:
+        pass

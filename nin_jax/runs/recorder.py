@@ -1,0 +1,169 @@
+"""What the training loop records: metrics, checkpoints and seconds, behind one interface."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nin_jax import distributed
+from nin_jax.data import preprocess
+from nin_jax.data.preprocess import Preprocess
+from nin_jax.errors import CheckpointError
+from nin_jax.plan import Plan
+from nin_jax.runs.checkpoint import Checkpoints
+from nin_jax.runs.display import warn
+from nin_jax.runs.environment import environment
+from nin_jax.runs.metrics import Metrics, NullMetrics, Stopwatch
+from nin_jax.runs.workdir import PREPROCESS, RunDir, differences
+
+
+class Recorder:
+    """The records of one run, from the state that `resume` returns on. A context manager.
+
+    Args:
+      run: the run's folder.
+      config: the run's.
+      plan: its durations.
+      fitted: its preprocessing, which every checkpoint must match.
+      class_names: in label order.
+      clock: seconds spent so far.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        config: ConfigDict,
+        plan: Plan,
+        fitted: Preprocess,
+        class_names: tuple[str, ...],
+        clock: Stopwatch,
+    ):
+        self.clock = clock
+        self._run, self._plan, self._batch_size = run, plan, config.train.batch_size
+        self._meta = {
+            'config': run.flat,
+            'environment': environment(),
+            'preprocess': preprocess.digest(fitted),
+            'class_names': class_names,
+        }
+        self._checkpoints = Checkpoints(run.path / 'checkpoints', config.checkpoint.keep, warn)
+        self._metrics: Metrics | NullMetrics = NullMetrics()
+
+    def __enter__(self) -> 'Recorder':
+        self._checkpoints.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._metrics.close()
+        self._checkpoints.__exit__(*error)
+
+    @property
+    def evals(self) -> list[dict]:
+        """All evaluations so far, as in metrics.jsonl."""
+        return list(self._metrics.evals)
+
+    def resume(self, shapes: Any, fresh: Callable[[], Any]) -> Any:
+        """The state of the newest whole checkpoint, or `fresh()` if there is no checkpoint.
+
+        Args:
+          shapes: shapes, dtypes and shardings of the state.
+          fresh: makes a new state.
+
+        Raises:
+          CheckpointError: no checkpoint can be read, or they belong to another run.
+        """
+        with distributed.together():
+            restored = restore(self._checkpoints, shapes, self._run.flat, self._meta['preprocess'])
+        state, meta = restored or (fresh(), {})
+        for part, seconds in meta.get('seconds', {}).items():
+            self.clock.seconds[part] = self.clock.seconds.get(part, 0.0) + seconds
+        with distributed.together():
+            if distributed.is_first():
+                self._metrics = Metrics(
+                    self._run.path,
+                    self._plan.total_steps,
+                    self._batch_size,
+                    self._plan.steps_per_epoch,
+                    first=(int(state.attempt), int(state.step)),
+                    clock=self.clock,
+                    digest=self._metrics_digest(meta),
+                )
+        return state
+
+    def _metrics_digest(self, meta: dict) -> str | None:
+        """The SHA-256 that metrics.jsonl must have to match a checkpoint; None for any."""
+        path = self._run.path / 'metrics.jsonl'
+        if 'metrics' in meta and not path.exists():
+            warn(f"'{path}' is missing: continuing without its earlier lines")
+            return None
+        return meta.get('metrics')
+
+    def train(self, step: int, loss: float, error: float) -> None:
+        """Records a call that ended at `step`: mean loss and top-1 error of its batches."""
+        self._metrics.train(step, loss, error)
+
+    def eval(self, step: int, loss: float, error: float, errors: int) -> None:
+        """Records an evaluation: mean loss, top-1 error, and number of errors."""
+        self._metrics.eval(step, loss, error, errors)
+
+    def note(self, text: str) -> None:
+        """Prints one sentence for the person watching."""
+        self._metrics.note(text)
+
+    def lacks_evaluation(self) -> bool:
+        """Whether no evaluation is on record; the same answer on all processes."""
+        return distributed.anyone(distributed.is_first() and not self._metrics.evals)
+
+    def save(self, step: int, state: Any, error: float | None) -> None:
+        """Starts saving a checkpoint, after the metrics that belong to it are on the disk."""
+        with self.clock('checkpoint'):
+            known = {'seconds': dict(self.clock.seconds), 'metrics': self._metrics.sync()}
+            self._checkpoints.save(step, state, self._meta | known, error)
+
+    def start_over(self, attempt: int, state: Any) -> None:
+        """Begins again at step 0 with new weights; earlier checkpoints are deleted."""
+        self._checkpoints.clear()
+        meta = self._meta | {'metrics': self._metrics.sync()}
+        self._checkpoints.save(0, state, meta, error=None)
+        self._metrics.start_over(attempt)
+
+    def wait(self) -> None:
+        """Blocks until everything is on the disk."""
+        self._checkpoints.wait()
+
+    def metrics_sha256(self) -> str:
+        """SHA-256 of metrics.jsonl as it is now."""
+        return self._metrics.sync()
+
+
+def restore(
+    checkpoints: Checkpoints, shapes: Any, flat: dict, fitted: str, step: int | None = None
+) -> tuple[Any, dict] | None:
+    """The newest whole checkpoint, or that at `step`: (state, meta); None if there is none.
+
+    Args:
+      checkpoints: of the run.
+      shapes: shapes, dtypes and shardings of the state.
+      flat: the run's flat config.
+      fitted: digest of the run's preprocessing.
+      step: a step to restore exactly.
+
+    Raises:
+      CheckpointError: none can be read, or it belongs to another config or preprocessing.
+    """
+    restored = checkpoints.restore(shapes, step)
+    if restored is None:
+        return None
+    state, meta = restored
+    if different := differences(meta['config'], flat):
+        key, (other, _) = next(iter(different.items()))
+        raise CheckpointError(
+            f'the checkpoint at step {int(state.step)} belongs to another run, with '
+            f'{key}={other!r}: restore the run from a copy'
+        )
+    if meta['preprocess'] != fitted:
+        raise CheckpointError(
+            f'{PREPROCESS} is not the one that this checkpoint was trained with: '
+            'restore the run from a copy'
+        )
+    return restored

@@ -1,0 +1,87 @@
+"""summary.json: how a run ended, with everything needed to believe and repeat it."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from nin_jax.devices import matmul_rate
+from nin_jax.plan import Plan
+from nin_jax.runs.environment import environment
+from nin_jax.runs.recorder import Recorder
+from nin_jax.runs.workdir import flat_config
+
+
+def summarize(
+    outcome: Any,
+    plan: Plan,
+    recorder: Recorder,
+    config: ConfigDict,
+    *,
+    parameters: int,
+    eval_images: int,
+    command: str,
+) -> dict:
+    """The content of summary.json after training.
+
+    Args:
+      outcome: status, reason, attempt and step of the end.
+      plan: the run's.
+      recorder: of the run, for its evaluations and seconds.
+      config: the run's.
+      parameters: number of weights and biases of the network.
+      eval_images: number of images that its error is measured on.
+      command: what started it.
+    """
+    evals = [line for line in recorder.evals if line['attempt'] == outcome.attempt]
+    best = min(evals, key=lambda line: line['error'], default=None)
+    return summary(
+        outcome.status,
+        config,
+        reason=outcome.reason,
+        final_error=evals[-1]['error'] if outcome.status == 'done' and evals else None,
+        best_error=best['error'] if best else None,
+        best_step=best['step'] if best else None,
+        step=outcome.step,
+        epoch=outcome.step / plan.steps_per_epoch,
+        attempt=outcome.attempt,
+        parameters=parameters,
+        seconds=recorder.clock.seconds,
+    ) | {
+        'eval_images': eval_images,
+        'command': command,
+        'metrics_sha256': recorder.metrics_sha256(),
+        # Beside minutes, the machine's speed makes them comparable.
+        'peak_flops': matmul_rate() if outcome.status == 'done' else None,
+    }
+
+
+def summary(
+    status: str,
+    config: ConfigDict,
+    *,
+    parameters: int,
+    seconds: dict[str, float],
+    reason: str = '',
+    final_error: float | None = None,
+    best_error: float | None = None,
+    best_step: int | None = None,
+    step: int = 0,
+    epoch: float = 0.0,
+    attempt: int = 0,
+) -> dict:
+    """The content of summary.json, with the process's commit, versions and hardware."""
+    return {
+        'status': status,
+        'reason': reason,
+        'final_error': final_error,
+        'best_error': best_error,
+        'best_step': best_step,
+        'step': step,
+        'epoch': epoch,
+        'seed': config.seed,
+        'attempt': attempt,
+        'parameters': parameters,
+        'seconds': {part: round(s, 2) for part, s in seconds.items()},
+        'config': flat_config(config),
+        **environment(),
+    }

@@ -1,0 +1,192 @@
+"""A run's folder: one process at a time, one config for good.
+
+config.json       every key of the run's config
+preprocess.npz    fitted preprocessing, so that evaluation never refits
+checkpoints/      Orbax checkpoints, by step
+metrics.jsonl     one line a call and an evaluation
+tensorboard/      the same for TensorBoard
+summary.json      how the run ended
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+
+from ml_collections import ConfigDict
+
+from nin_jax import distributed
+from nin_jax.config import block, default_config, flatten
+from nin_jax.data import preprocess
+from nin_jax.data.preprocess import Preprocess
+from nin_jax.errors import CheckpointError, UserError
+from nin_jax.files import lock, read_json, write_json
+from nin_jax.runs.display import warn
+
+CONFIG, PREPROCESS, SUMMARY = 'config.json', 'preprocess.npz', 'summary.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """The folder of one run, held by this process and those that train with it.
+
+    Attributes:
+      path: the folder.
+      flat: the run's config, flat, as in config.json.
+      is_done: whether the run came to its end.
+    """
+
+    path: pathlib.Path
+    flat: dict
+    is_done: bool
+
+    @property
+    def summary(self) -> dict:
+        """What summary.json says."""
+        return read_json(self.path / SUMMARY)
+
+    def preprocess(self, fit: Callable[[], Preprocess]) -> Preprocess:
+        """The run's preprocessing: fitted at its first start by one process, then read by all.
+
+        Raises:
+          CheckpointError: the file is damaged, or the processes do not share the folder.
+        """
+        path = self.path / PREPROCESS
+        with distributed.together():
+            if distributed.is_first() and not path.exists():
+                preprocess.save(path, fit())
+        if not path.exists():
+            raise CheckpointError(
+                f"'{self.path}' is not the same folder for all processes: name a --workdir that "
+                'they share'
+            )
+        fitted = preprocess.load(path)
+        distributed.check_same(PREPROCESS, lambda: preprocess.digest(fitted))
+        return fitted
+
+    def write_summary(self, summary: dict) -> None:
+        """Writes summary.json; only the first of several processes does."""
+        if distributed.is_first():
+            write_json(self.path / SUMMARY, summary)
+
+
+@contextlib.contextmanager
+def open_run(path: pathlib.Path, config: ConfigDict) -> Iterator[RunDir]:
+    """Makes or opens the folder of a run and holds it until the block ends.
+
+    Raises:
+      UserError: another process holds it.
+      CheckpointError: it belongs to a run with another config.
+    """
+    with contextlib.ExitStack() as stack:
+        flat, is_done = flat_config(config), False
+        with distributed.together():
+            if distributed.is_first():
+                stack.enter_context(locked(path))
+                write_or_check_config(path, flat)
+                is_done = _is_done(path, flat)
+        yield RunDir(path, flat, distributed.anyone(is_done))
+
+
+def _is_done(path: pathlib.Path, flat: dict) -> bool:
+    """Whether summary.json says that this run came to its end."""
+    summary_path = path / SUMMARY
+    if not summary_path.exists():
+        return False
+    try:
+        summary = read_json(summary_path)
+    except CheckpointError:
+        warn(f"'{summary_path}' is damaged: writing it again")
+        return False
+    if differences(summary.get('config', {}), flat):
+        warn(f"'{summary_path}' belongs to another run: writing it again")
+        return False
+    return summary.get('status') == 'done'
+
+
+def load_preprocess(path: pathlib.Path) -> Preprocess:
+    """The preprocessing of the run in `path`.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
+    if not (path / PREPROCESS).exists():
+        raise CheckpointError(f"'{path}' holds no {PREPROCESS}: is this the --workdir of a run?")
+    return preprocess.load(path / PREPROCESS)
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it; the lock dies with the process."""
+    if not str(workdir).isprintable():  # bytes that are not UTF-8, too
+        raise UserError(
+            f'--workdir={str(workdir)!a} is not UTF-8 text, and checkpoints need that: rename it'
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock(workdir / '.lock'):
+            yield
+    except TimeoutError:
+        raise UserError(
+            f"another process is running in '{workdir}': wait for it, or name another --workdir"
+        ) from None
+
+
+def write_or_check_config(workdir: pathlib.Path, flat: dict) -> None:
+    """Writes config.json at a run's first start; later, compares the config with it.
+
+    Raises:
+      CheckpointError: the folder belongs to a run with another config.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        write_json(path, flat)
+        return
+    check_same(workdir, read_json(path), flat)
+
+
+def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -> None:
+    """CheckpointError unless two flat configs are the same in all keys that begin with `only`."""
+    different = {k: v for k, v in differences(saved, flat).items() if k.startswith(only)}
+    if different:
+        key, (one, other) = next(iter(different.items()))
+        raise CheckpointError(
+            f"'{workdir}' holds a run with {key}={one!r}, this command says {other!r}"
+            + (f' (and {len(different) - 1} more keys)' if len(different) > 1 else '')
+            + ': repeat its settings, or name another --workdir'
+        )
+
+
+# Where a run computes and what it keeps do not change what it computes.
+FREE_TO_CHANGE = ('devices', 'data.dir', 'data.residency', 'checkpoint.', 'eval.batch_size')
+
+
+def differences(one: dict, other: dict) -> dict[str, tuple[object, object]]:
+    """The keys that make two flat configs those of different runs, with both values.
+
+    A config from before a key was there has the key's default.
+    """
+    defaults = flatten(default_config())
+    row = block(features=(), kernel=1)
+
+    def value(flat: dict, key: str) -> object:
+        if key.startswith('model.blocks.'):  # of any number of rows, but all of the same fields
+            return flat.get(key, row.get(key.rpartition('.')[2]))
+        return flat.get(key, defaults.get(key))
+
+    pairs = {k: (value(one, k), value(other, k)) for k in {**one, **other}}
+    return {
+        k: (a, b)
+        for k, (a, b) in pairs.items()
+        if jsonable({k: a}) != jsonable({k: b}) and not k.startswith(FREE_TO_CHANGE)
+    }
+
+
+def flat_config(config: ConfigDict) -> dict:
+    """The config as a flat JSON object: {'optim.lr': 0.1, ...}, with lists for tuples."""
+    return jsonable(flatten(config))
+
+
+def jsonable(flat: dict) -> dict:
+    """Tuples as the lists that JSON makes of them."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}

@@ -1,0 +1,188 @@
+"""The training loop, and the two ways in which a run goes wrong by itself."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+
+from nin_jax import distributed
+from nin_jax.data.batches import Batches, Examples
+from nin_jax.runs.interrupt import Interrupt
+from nin_jax.runs.metrics import Stopwatch
+from nin_jax.runs.recorder import Recorder
+from nin_jax.train.step import TrainState, evaluate, train_steps
+from nin_jax.train.trainer import Trainer
+
+
+class DivergedError(Exception):
+    """The run cannot recover; the message says why, `step` by when."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How training ended: 'done', 'preempted' or 'diverged' (with the reason), and where."""
+
+    status: str
+    attempt: int
+    step: int
+    reason: str = ''
+
+
+def fit(trainer: Trainer, state: TrainState, recorder: Recorder) -> Outcome:
+    """Trains to the end of the plan; a run that dies restarts as often as the config allows."""
+    attempt, restarts = int(state.attempt), trainer.config.train.restarts
+    with Interrupt() as interrupt:
+        while True:
+            try:
+                return run_attempt(trainer, state, recorder, interrupt)
+            except DivergedError as e:
+                if attempt >= restarts:
+                    return Outcome('diverged', attempt, e.step, str(e))
+                attempt += 1
+                recorder.note(f'{e}; starting over with new weights ({attempt} of {restarts})')
+                state = trainer.start(attempt)
+                recorder.start_over(attempt, state)
+
+
+def run_attempt(
+    trainer: Trainer, state: TrainState, recorder: Recorder, interrupt: Interrupt
+) -> Outcome:
+    """Trains from `state` until the plan ends, the run diverges, or it is asked to stop."""
+    plan, clock = trainer.plan, recorder.clock
+    step, attempt = int(state.step), int(state.attempt)
+    next_call, score = Calls(trainer, state, clock), Scoring(trainer, state, recorder)
+    unread: list[tuple[int, dict]] = []  # metrics that the device may still be computing
+    while step < plan.total_steps:
+        start, step = step, step + plan.next_call(step)
+        program, batches = next_call(start, step)
+        with clock('train'):
+            state, metrics = program(state, batches, trainer.preprocess)
+            stopping = distributed.anyone(interrupt.requested)
+        unread.append((step, metrics))
+        evaluating = plan.is_due(start, step, plan.eval_every)
+        saving = plan.is_due(start, step, plan.checkpoint_every)
+        # The newest call runs while the one before is read. Several processes have waited already.
+        at_once = evaluating or saving or stopping or distributed.several()
+        while len(unread) > (0 if at_once else 1):
+            record_metrics(trainer, recorder, *unread.pop(0))
+        error = score(state) if evaluating else None
+        if saving or stopping:
+            recorder.save(step, state, error)
+        if stopping and step < plan.total_steps:
+            recorder.wait()
+            return Outcome('preempted', attempt, step)
+    if recorder.lacks_evaluation():  # metrics.jsonl was lost
+        score(state)
+    recorder.wait()
+    return Outcome('done', attempt, step)
+
+
+def record_metrics(trainer: Trainer, recorder: Recorder, step: int, metrics: dict) -> None:
+    """Records a call's metrics.
+
+    Raises:
+      DivergedError: the loss is not finite, or the network is dead.
+    """
+    with recorder.clock('train'):
+        metrics = jax.device_get(metrics)
+    loss, error, dead_steps = (metrics[k].item() for k in ('loss', 'error', 'dead_steps'))
+    recorder.train(step, loss, error)
+    if not math.isfinite(loss):
+        raise DivergedError(f'the loss became {loss} by step {step}: lower optim.lr', step)
+    if dead_steps >= trainer.config.train.dead_steps:
+        classes = len(trainer.class_names)
+        raise DivergedError(
+            f'dead network: every output of the last layer has been zero for {dead_steps} steps, '
+            f'so the loss stays at ln({classes}) = {math.log(classes):.6f} and no gradient flows: '
+            'use another seed, or allow train.restarts',
+            step,
+        )
+
+
+class Calls:
+    """Supplies each call of training steps with its compiled program and its batches."""
+
+    def __init__(self, trainer: Trainer, state: TrainState, clock: Stopwatch):
+        self._trainer, self._clock = trainer, clock
+        self._attempt, self._state_shapes = int(state.attempt), shapes(state)
+        self._side: int | None = None
+        self._feed: Callable[[int], Examples | Batches] | None = None
+
+    def __call__(self, start: int, end: int) -> tuple[jax.stages.Compiled, Examples | Batches]:
+        """What makes the steps from `start` to `end`, all on images of one size."""
+        side = self._trainer.plan.image_side(start)
+        with self._clock('data'):
+            if side != self._side:
+                self._side = side
+                self._feed = self._trainer.train(side).feed(self._attempt, start)
+            assert self._feed is not None
+            batches = self._feed(end - start)
+        return self.program(end - start, side), batches
+
+    @functools.cache  # noqa: B019 - lives as long as the attempt
+    def program(self, num_steps: int, side: int = 0) -> jax.stages.Compiled:
+        """The compiled program of `num_steps` steps on images of `side` pixels (0: their own)."""
+        batches = self._trainer.train(side).feed_shapes(num_steps)
+        with self._clock('compile'):
+            return train_steps.lower(
+                self._state_shapes,
+                batches,
+                self._trainer.preprocess,
+                setup=self._trainer.setup,
+                num_steps=num_steps,
+            ).compile()
+
+
+class Scoring:
+    """Scores states on the evaluation split, records the result and returns the top-1 error."""
+
+    def __init__(self, trainer: Trainer, state: TrainState, recorder: Recorder):
+        self._trainer, self._recorder = trainer, recorder
+        self._program = eval_program(trainer, state, recorder.clock)
+
+    def __call__(self, state: TrainState) -> float:
+        self._program(0)  # compiled before the clock starts
+        with self._recorder.clock('eval'):
+            loss, errors = score(self._trainer, state.weights, self._program)
+        error = errors / len(self._trainer.eval)
+        self._recorder.eval(int(state.step), loss, error, errors)
+        return error
+
+
+def score(trainer: Trainer, weights: dict, program: Callable) -> tuple[float, int]:
+    """Mean cross-entropy (nats) and number of errors over the evaluation split."""
+    loss, errors = 0.0, 0
+    for part in trainer.eval.parts():
+        scores = jax.device_get(program(len(part))(weights, part, trainer.preprocess))
+        loss += float(scores['loss']) * len(part)
+        errors += int(scores['errors'])
+    return loss / len(trainer.eval), errors
+
+
+def eval_program(trainer: Trainer, state: TrainState, clock: Stopwatch) -> Callable:
+    """A function of a number of examples (0: the most of one dispatch): the compiled evaluation."""
+    weight_shapes = shapes(state).weights
+
+    @functools.cache
+    def program(count: int) -> jax.stages.Compiled:
+        examples = trainer.eval.part_shapes(count)
+        with clock('compile'):
+            return evaluate.lower(
+                weight_shapes, examples, trainer.preprocess, setup=trainer.setup
+            ).compile()
+
+    def sized(count: int) -> jax.stages.Compiled:
+        return program(len(trainer.eval.part_shapes(count)))
+
+    return sized
+
+
+def shapes(tree):
+    """Shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -1,0 +1,253 @@
+"""The training step and the evaluation: pure functions, each one jit-compiled program.
+
+The batch, its augmentation and its dropout are pure functions of (seed, attempt, step). They do not
+depend on the number of devices, and the state is all that a run needs to resume.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from nin_jax.data.augment import Augment, views
+from nin_jax.data.batches import Batches, Examples, example_order, random_streams
+from nin_jax.data.preprocess import Preprocess
+from nin_jax.models.factory import join
+from nin_jax.models.nin import apply
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a run needs to resume.
+
+    Attributes:
+      step: int32, number of updates made.
+      attempt: int32, how many times the run restarted with new weights.
+      dead_steps: int32, for how many steps in a row every logit has been zero.
+      params: parameter tree, float32.
+      opt_state: the optimizer's.
+      stats: running averages of batch normalization, float32; empty without it.
+      ema: moving averages of `params` and `stats`, in one tree; empty without them.
+    """
+
+    step: jax.Array
+    attempt: jax.Array
+    dead_steps: jax.Array
+    params: dict
+    opt_state: optax.OptState
+    stats: dict = dataclasses.field(default_factory=dict)
+    ema: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict:
+        """The weights to evaluate: the moving averages, or `params` joined with `stats`."""
+        return self.ema or join(self.params, self.stats)
+
+    def starting_from(self, params: dict, stats: dict | None = None) -> 'TrainState':
+        """This state with other parameters, and `stats` if given; moving averages start there."""
+        stats = self.stats if stats is None else stats
+        ema = join(params, stats) if self.ema else {}
+        return dataclasses.replace(self, params=params, stats=stats, ema=ema)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What is fixed for a run: hashable, so that jit takes it as a static argument.
+
+    Attributes:
+      model: the network without weights.
+      optimizer: as `optimizer.make_optimizer` returns it.
+      mesh: the devices, along one axis 'data'.
+      seed: of initial weights, batch order, augmentation and dropout.
+      batch_size: images per update.
+      microbatch: images per gradient; batch normalization sees so many at a time.
+      eval_batch_size: images scored at a time.
+      augment: what happens to training images.
+      ema: decay of the moving averages of the weights; 0 for none.
+      tta: the views whose logits an evaluation averages.
+    """
+
+    model: nnx.GraphDef
+    optimizer: optax.GradientTransformationExtraArgs
+    mesh: jax.sharding.Mesh
+    seed: int
+    batch_size: int
+    microbatch: int
+    eval_batch_size: int
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    ema: float = 0.0
+    tta: str = 'none'
+
+
+@partial(jax.jit, static_argnames=('setup', 'num_steps'), donate_argnames='state')
+def train_steps(
+    state: TrainState,
+    examples: Examples | Batches,
+    preprocess: Preprocess,
+    *,
+    setup: Setup,
+    num_steps: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Makes `num_steps` updates in one dispatch.
+
+    Args:
+      state: donated; do not use it afterwards.
+      examples: a split on the device, from which the step picks its batches, or the batches.
+      preprocess: applied to uint8 images.
+      setup: what is fixed for the run.
+      num_steps: how many updates.
+
+    Returns:
+      The new state, and metrics over the call: 'loss' (mean cross-entropy in nats, against mixed
+      and smoothed labels), 'error' (mean top-1 error against the images' own labels, with
+      augmentation and dropout) and 'dead_steps' (see `TrainState`).
+    """
+    order_key, augment_key, dropout_key = random_streams(setup.seed, state.attempt)
+    batches: Any = examples
+    if isinstance(examples, Examples):
+        batches = example_order(order_key, state.step, num_steps, setup.batch_size, len(examples))
+
+    def one_step(state: TrainState, batch: jax.Array | Batches):
+        x_BHWC, labels_B = take_batch(examples, batch, preprocess, setup.mesh)
+        x_BHWC, targets_B = setup.augment(
+            jax.random.fold_in(augment_key, state.step), x_BHWC, labels_B
+        )
+        keys_B = jax.random.split(jax.random.fold_in(dropout_key, state.step), setup.batch_size)
+        loss, logits_BK, grads, stats = loss_and_gradient(
+            state.params, x_BHWC, targets_B, keys_B, setup, state.stats
+        )
+        error = jnp.mean(jnp.argmax(logits_BK, axis=-1) != labels_B)
+        updates, opt_state = setup.optimizer.update(
+            grads, state.opt_state, state.params, value=error
+        )
+        dead_steps = jnp.where(jnp.any(logits_BK != 0), 0, state.dead_steps + 1)
+        params: Any = optax.apply_updates(state.params, updates)
+        state = TrainState(
+            state.step + 1,
+            state.attempt,
+            dead_steps,
+            params,
+            opt_state,
+            stats,
+            moving_average(state, join(params, stats), setup.ema) if setup.ema else {},
+        )
+        return state, (loss, error)
+
+    state, (losses, errors) = jax.lax.scan(one_step, state, batches)
+    return state, {
+        'loss': jnp.mean(losses),
+        'error': jnp.mean(errors),
+        'dead_steps': state.dead_steps,
+    }
+
+
+def moving_average(state: TrainState, weights: dict, decay: float) -> dict:
+    """decay * average + (1 - decay) * weights.
+
+    At step t the decay is at most (1 + t) / (10 + t), so that the average forgets the initial
+    weights even in a short run.
+    """
+    capped = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return optax.incremental_update(weights, state.ema, 1 - capped)  # pyright: ignore
+
+
+def loss_and_gradient(
+    params: dict,
+    x_BHWC: jax.Array,
+    targets_B: jax.Array,
+    keys_B: jax.Array,
+    setup: Setup,
+    stats: dict | None = None,
+) -> tuple[jax.Array, jax.Array, dict, dict]:
+    """Mean cross-entropy (nats), logits_BK, gradient and new `stats`.
+
+    Gradients are accumulated over `setup.microbatch` images at a time. The sum equals the gradient
+    of the whole batch, except that batch normalization standardizes each piece by itself. The
+    targets are labels, or probabilities of all classes.
+    """
+
+    def loss_fn(params: dict, x_bHWC: jax.Array, targets_b: jax.Array, keys_b: jax.Array):
+        model = nnx.merge(setup.model, nnx.State(join(params, stats or {})))
+        logits_bK, _ = model(x_bHWC, keys_b, training=True)
+        loss = jnp.sum(cross_entropy(logits_bK, targets_b)) / setup.batch_size
+        return loss, (logits_bK, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    def add_piece(total, piece):
+        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *piece)
+        return jax.tree.map(jnp.add, total, (loss, grads)), aux
+
+    pieces = jax.tree.map(
+        lambda a: a.reshape(-1, setup.microbatch, *a.shape[1:]), (x_BHWC, targets_B, keys_B)
+    )
+    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    (loss, grads), (logits_PbK, stats_P) = jax.lax.scan(add_piece, zero, pieces)
+    stats = jax.tree.map(lambda s_P: jnp.mean(s_P, axis=0), stats_P)  # one update a step
+    return loss, logits_PbK.reshape(setup.batch_size, -1), grads, stats
+
+
+def cross_entropy(logits_BK: jax.Array, targets_B: jax.Array) -> jax.Array:
+    """losses_B in nats, to labels_B or to probabilities targets_BK."""
+    if targets_B.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BK, targets_B)
+    return optax.softmax_cross_entropy(logits_BK, targets_B)
+
+
+@partial(jax.jit, static_argnames='setup')
+def evaluate(
+    weights: dict, examples: Examples, preprocess: Preprocess, *, setup: Setup
+) -> dict[str, jax.Array]:
+    """Scores every example once: 'loss' (mean, nats) and 'errors' (a count).
+
+    `weights` as from `TrainState.weights`; the logits are means over the views of `setup.tta`.
+    """
+    n, batch_size = len(examples.labels), setup.eval_batch_size
+    positions = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
+
+    def one_batch(sums, positions_B: jax.Array):
+        x_BHWC, labels_B = take_batch(
+            examples, jnp.minimum(positions_B, n - 1), preprocess, setup.mesh
+        )
+        logits_BK = score(setup, weights, x_BHWC)
+        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
+        real_B = positions_B < n  # the last batch is padded with copies that do not count
+        wrong_B = real_B & (jnp.argmax(logits_BK, axis=-1) != labels_B)
+        return (sums[0] + jnp.sum(losses_B * real_B), sums[1] + jnp.sum(wrong_B)), None
+
+    (loss, errors), _ = jax.lax.scan(one_batch, (jnp.float32(0), jnp.int32(0)), positions)
+    return {'loss': loss / n, 'errors': errors}
+
+
+def score(setup: Setup, weights: dict, x_BHWC: jax.Array) -> jax.Array:
+    """logits_BK, averaged over the views of `setup.tta`."""
+    if setup.tta == 'none':
+        return apply(setup.model, weights, x_BHWC)[0]
+    logits_VBK = jax.lax.map(
+        lambda view_BHWC: apply(setup.model, weights, view_BHWC)[0], views(x_BHWC, setup.tta)
+    )
+    return jnp.mean(logits_VBK, axis=0)
+
+
+def take_batch(
+    examples: Examples | Batches,
+    batch: jax.Array | Batches,
+    preprocess: Preprocess,
+    mesh: jax.sharding.Mesh,
+) -> tuple[jax.Array, jax.Array]:
+    """Preprocessed images_BHWC and labels_B, the batch axis split over the mesh.
+
+    `batch` is the indices_B of the examples to take, or those examples themselves.
+    """
+    split = NamedSharding(mesh, PartitionSpec('data'))
+    batch = jax.lax.with_sharding_constraint(batch, split)
+    if not isinstance(batch, Batches):
+        batch = Batches(examples.images[batch], examples.labels[batch])
+    x_BHWC = batch.images
+    if x_BHWC.dtype == jnp.uint8:
+        x_BHWC = preprocess(x_BHWC)
+    return x_BHWC, batch.labels

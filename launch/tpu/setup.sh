@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# Readies one TPU VM: source, a Python of its own, jax[tpu], the bucket as a folder, data.
+# Sets up one TPU VM: source, a Python of its own, jax[tpu], the bucket as a folder, data.
 #
-#   bash tpu_setup.sh BUNDLE BUCKET [DATASET...]
+#   bash setup.sh BUNDLE BUCKET [DATASET...]
 #
-# BUNDLE is a git bundle beside this script. It becomes ~/nin_jax, the packages ~/nin_venv, BUCKET
-# /mnt/nin; each DATASET is prepared on the VM's own disk. Run it again at any time: what is there
-# stays. `python -m launch.tpu setup` copies it and runs it on every worker.
+# BUNDLE is a git bundle beside this script, cloned into ~/nin_jax; packages go into ~/nin_venv;
+# BUCKET is mounted at /mnt/nin; each DATASET is prepared on the VM's own disk. Rerun it at any time,
+# and after a restart of the VM, which loses the mount. `tpu.sh setup` runs it on every worker.
 set -euo pipefail
 
 bundle=$1 bucket=$2
 shift 2
 source=$HOME/nin_jax venv=$HOME/nin_venv mount=${NIN_MOUNT:-/mnt/nin}
 
-# A fresh VM upgrades itself, and holds apt's lock meanwhile; mirrors have bad moments.
+fail() {
+    echo "error: $1" >&2
+    exit 1
+}
+
+# A fresh VM upgrades itself and holds apt's lock meanwhile; package mirrors fail now and then.
 retry() {
     local attempt
     for attempt in 1 2 3; do
@@ -40,7 +45,7 @@ get_source() {
     echo "source: $(git -C "$source" rev-parse HEAD)"
 }
 
-# The images carry Python 3.10, the project wants 3.11 to 3.13: uv brings one.
+# The images have Python 3.10, the project needs 3.11 to 3.13: uv installs one.
 get_python() {
     python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip
     retry python3 -m pip install -q --user --upgrade uv
@@ -58,23 +63,23 @@ get_gcsfuse() {
     apt_install gcsfuse
 }
 
-# Several VMs write to the bucket, so nothing about its files may be remembered (the two ttl flags);
-# Orbax renames folders, which a flat bucket allows up to a limit only.
+# Several VMs write to the bucket, so file metadata must not be cached (the two ttl flags). Orbax
+# renames folders, which a bucket without a hierarchical namespace allows up to a limit only.
 mount_bucket() {
+    local mounted
     if mountpoint -q "$mount"; then
-        echo "bucket: $mount is mounted already"
-        return
+        mounted=$(findmnt -n -o SOURCE --mountpoint "$mount")
+        [ "$mounted" = "$bucket" ] || fail "$mounted is mounted at $mount, not $bucket: unmount it first"
+    else
+        command -v gcsfuse >/dev/null || get_gcsfuse
+        sudo umount -l "$mount" 2>/dev/null || true # what a gcsfuse that died left behind
+        sudo mkdir -p "$mount"
+        sudo chown "$(id -u):$(id -g)" "$mount"
+        retry gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 \
+            --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=200000 "$bucket" "$mount"
     fi
-    command -v gcsfuse >/dev/null || get_gcsfuse
-    sudo mkdir -p "$mount"
-    sudo chown "$(id -u):$(id -g)" "$mount"
-    retry gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
-        --rename-dir-limit=200000 "$bucket" "$mount"
-    touch "$mount/.writable" || {
-        echo "error: $bucket cannot be written to: give the VM's service account the role" \
-            "Storage Object User on it" >&2
-        return 1
-    }
+    touch "$mount/.writable" ||
+        fail "$bucket cannot be written to: give the VM's service account Storage Object User on it"
     echo "bucket: gs://$bucket at $mount"
 }
 

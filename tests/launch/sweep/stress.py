@@ -129,7 +129,11 @@ def check(folder: pathlib.Path, url: str, count: int, killed: set[int], statuses
     tries = [t for per_point in every for t in per_point]
     done = [t for t in tries if t.state.name == 'COMPLETE']
     lost = [t for t in tries if t.state.name == 'FAIL' and 'end' not in t.user_attrs]
-    owners = {int(t.user_attrs['worker'].split(':')[-1].split('/')[0]) for t in lost if 'worker' in t.user_attrs}
+    owners = {
+        int(t.user_attrs['worker'].split(':')[-1].split('/')[0])
+        for t in lost
+        if 'worker' in t.user_attrs
+    }
     counts = {
         'points': count,
         'complete': len(done),

@@ -18,6 +18,7 @@ Exit status: 0 every point has its result, 1 some failed for good, 2 a mistake i
 stopped on request or by something that a rerun can cure: run it again.
 """
 
+import argparse
 import importlib.util
 import os
 import shlex
@@ -25,6 +26,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments import cli
+from experiments.space import Sweep
 from launch.sweep import flags, points
 from nin_jax.errors import UserError, os_sentence
 
@@ -44,9 +46,12 @@ def main(argv: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
         args, overrides = flags.parse(argv, __doc__)
         sweep = points.load(args.sweep, overrides)
         points.check(sweep)
-        if args.dry_run:
-            return show(sweep, args)
-        return run(sweep, args, program)
+        if not args.dry_run:
+            return run(sweep, args, program)
+        for number, point in enumerate(points.points(sweep)):
+            words = points.command(sweep, args.workdir / f'trial-{number}', point)
+            print(shlex.join(words) if point else '# chosen when its turn comes')
+        return 0
     except UserError as e:
         return cli.complain(str(e), getattr(e, 'status', cli.MISTAKE))
     except BrokenPipeError:  # the reader of our output went away: head, less, ...
@@ -57,15 +62,7 @@ def main(argv: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
         return cli.complain(os_sentence(e), status)
 
 
-def show(sweep, args) -> int:
-    """Prints the command of every trial known beforehand."""
-    for number, point in enumerate(points.points(sweep)):
-        words = points.command(sweep, args.workdir / f'trial-{number}', point)
-        print(shlex.join(words) if point else '# chosen when its turn comes')
-    return 0
-
-
-def run(sweep, args, program: Sequence[str]) -> int:
+def run(sweep: Sweep, args: argparse.Namespace, program: Sequence[str]) -> int:
     """Runs the sweep to its end; returns the exit status."""
     from launch.sweep import attempts, driver, study
 
@@ -74,7 +71,7 @@ def run(sweep, args, program: Sequence[str]) -> int:
     database = study.connect(args.storage, patiently, args.grace)
     queue = attempts.Attempts(patiently(study.begin, database, args.study, sweep), database)
     patiently.steady = True
-    ours = driver.Driver(sweep, args, queue, patiently, [*program])
+    ours = driver.Driver(sweep, args, queue, patiently, program)
     print(f'{attempts.account(queue.by_point())}; {len(ours.workers)} workers', flush=True)
     status = ours.drive()
     if ours.mistake:
@@ -83,16 +80,16 @@ def run(sweep, args, program: Sequence[str]) -> int:
     print(attempts.account(every))
     if status:
         print('stopped; run the same command again to go on')
-    else:
-        print(driver.closing(args, every))
-        status = int(any(attempts.outcome(tries) == 'failed' for tries in every))
-    return status
+        return status
+    print(
+        f'{attempts.best_sentence(every)}\npython -m launch.sweep report {shlex.join(args.where)}'
+    )
+    print(f'optuna-dashboard {shlex.quote(study.driver_url(args.storage.shown))}')
+    return int(any(attempts.outcome(tries) == 'failed' for tries in every))
 
 
 def hide_password(argv: Sequence[str]) -> None:
     """Starts this program again without a password on its command line, where `ps` shows it."""
-    if any(word.startswith('--storage_file') or word.startswith('--storage-file') for word in argv):
-        return
     for i, word in enumerate(argv):
         name, _, url = word.partition('=')
         url = url or ' '.join(argv[i + 1 : i + 2])

@@ -5,15 +5,16 @@ do so at once; they meet in the database only.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import os
 import pathlib
 import re
-import shlex
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import IO
 
 import optuna
@@ -39,18 +40,22 @@ class Run:
 
     trial: optuna.Trial
     point: int
-    params: dict[str, object]
     folder: pathlib.Path
-    lock: IO
+    lock: IO  # held by the run itself, too
+    reached: int  # step
+    params: dict[str, object] = dataclasses.field(default_factory=dict)
     since: float = dataclasses.field(default_factory=time.monotonic)
     process: subprocess.Popen | None = None
-    log: IO | None = None
     log_start: int = 0
-    reached: int = 0
-    reported: set[int] = dataclasses.field(default_factory=set)
+    reported: set[int] = dataclasses.field(default_factory=set)  # epochs
     stopped_at: float | None = None
     pruned: bool = False
     taken: bool = False  # it was called lost, and another attempt goes on
+
+    def ask_to_stop(self) -> None:
+        if self.process and self.stopped_at is None:
+            self.process.terminate()
+            self.stopped_at = time.monotonic()
 
 
 @dataclasses.dataclass
@@ -72,20 +77,18 @@ class Driver:
         args: argparse.Namespace,
         queue: attempts.Attempts,
         patiently: studies.Patience,
-        program: list[str],
+        program: Sequence[str],
     ):
         self.sweep, self.args, self.queue, self.program = sweep, args, queue, program
         self.patiently = patiently
-        environments = devices.environments(args.workers, args.devices, args.devices_per_trial)
-        self.workers = [
-            Worker(i, env, devices.cores(i, len(environments)))
-            for i, env in enumerate(environments)
-        ]
+        envs = devices.environments(args.workers, args.devices, args.devices_per_trial)
+        cores = [devices.cores(i, len(envs)) for i in range(len(envs))]
+        self.workers = [Worker(i, env, cores[i]) for i, env in enumerate(envs)]
         self.mistake = ''  # what keeps every trial from starting
         self.over = False
-        self.next_beat = self.next_claim = 0.0
-        self.next_line = time.monotonic() + SAY_S
         self.started = time.monotonic()
+        self.next_beat = self.next_claim = 0.0
+        self.next_line = self.started + SAY_S
         self.done = self.done_at_start = self.count_done()
 
     def drive(self) -> int:
@@ -103,89 +106,154 @@ class Driver:
                     time.sleep(POLL_S)
             except studies.UnreachableError:
                 self.family.end()
-                self.wait_for_runs()
+                self.family.wait(TO_SAVE_S)
                 raise
         return RESUME_ME if self.family.stop else 0
 
-    def wait_for_runs(self) -> None:
-        """Lets the runs save, without the database."""
-        until = time.monotonic() + TO_SAVE_S
-        for worker in self.workers:
-            if worker.run and worker.run.process:
-                try:
-                    worker.run.process.wait(max(0.0, until - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    worker.run.process.kill()
-
-    # ---- the database ----
-
     def keep(self) -> None:
         """Beats the hearts of our attempts and looks for those of others that stopped."""
-        if time.monotonic() < self.next_beat:
+        if (now := time.monotonic()) < self.next_beat:
             return
-        self.next_beat = time.monotonic() + studies.beat_every(self.args.grace)
+        self.next_beat = now + studies.beat_every(self.args.grace)
         runs = [w.run for w in self.workers if w.run]
         for run in runs:
             self.patiently(self.queue.beat, run.trial.number)
-            if (reached := folder.step(folder.lines(run.folder))) > run.reached:
-                run.reached = reached
-                self.attribute(run, reached=reached)
         running = self.patiently(self.queue.running)
         for run in runs:
-            if run.trial.number not in running and not run.taken:
+            if run.trial.number not in running:
                 run.taken = True
-                self.ask_to_stop(run)
+                run.ask_to_stop()
         if time.monotonic() - self.patiently.recovered_at < self.args.grace:
             self.queue.silent_since.clear()  # after an outage all hearts are late
         else:
             self.patiently(self.queue.fail_lost, self.args.grace)
-        if time.monotonic() > self.next_line:
+        if now > self.next_line:
             steps = [f'point {r.point} at step {r.reached:,}' for r in runs]
             self.say('; '.join(steps) or 'waiting for the points that other machines run')
 
-    def attribute(self, run: Run, **facts: object) -> None:
-        """Records facts of an attempt, unless it is not ours any more."""
+    def step(self, worker: Worker) -> None:
+        """Does what is next for a worker."""
+        run = worker.run
         try:
-            for name, value in facts.items():
-                self.patiently(run.trial.set_user_attr, name, value)
+            if run is None:
+                if not (self.family.stop or self.over or time.monotonic() < self.next_claim):
+                    self.claim(worker)
+            elif run.process is None:
+                self.start(worker, run)
+            elif run.process.poll() is not None:
+                self.settle(worker, run)
+            else:
+                self.watch(run)
         except optuna.exceptions.UpdateFinishedTrialError:
-            run.taken = True
+            if worker.run:
+                worker.run.taken = True
+                worker.run.ask_to_stop()
 
-    def claim(self, worker: Worker) -> Run | None:
-        """Takes an attempt; None, for a while, if there is none."""
-        if time.monotonic() < self.next_claim:
-            return None
+    def claim(self, worker: Worker) -> None:
+        """Gives the worker an attempt, if there is one."""
         self.patiently(self.queue.add_missing)
         name = f'{socket.gethostname()}:{os.getpid()}/{worker.index}'
         trial = self.patiently(self.queue.claim, name)
         if trial is None:
-            every = self.patiently(self.queue.by_point)
-            outcomes = [attempts.outcome(tries) for tries in every]
-            self.over = all(o in attempts.FINISHED for o in outcomes)
-            if 'waiting' not in outcomes:
-                self.next_claim = time.monotonic() + 1.0
-            return None
+            outcomes = [attempts.outcome(tries) for tries in self.patiently(self.queue.by_point)]
+            self.over = all(outcome in attempts.FINISHED for outcome in outcomes)
+            self.next_claim = 0.0 if 'waiting' in outcomes else time.monotonic() + 1.0
+            return
         number = trial.user_attrs['point']
         where = self.args.workdir / f'trial-{number}'
         where.mkdir(parents=True, exist_ok=True)
-        run = Run(trial, number, {}, where, open(where / '.trial.lock', 'a'))  # noqa: SIM115
-        run.reached = folder.step(folder.lines(where))
-        self.attribute(run, reached=run.reached)
+        lock = open(where / '.trial.lock', 'a')  # noqa: SIM115
+        run = worker.run = Run(trial, number, where, lock, folder.step(folder.lines(where)))
+        self.patiently(trial.set_user_attr, 'reached', run.reached)
         if reason := self.patiently(self.queue.hopeless, number, self.args.retries):
-            return self.finish(
-                *(run, worker, f'given up: {reason}; log in {where}/log.txt', TrialState.FAIL),
-                **dict(end=attempts.GIVEN_UP, reason=reason),
-            )
-        try:
-            run.params = self.patiently(self.queue.suggest, trial)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            run.taken = True
-        return run
+            words, end = f'given up: {reason}; log in {where}/log.txt', attempts.GIVEN_UP
+            self.finish(worker, run, words, TrialState.FAIL, end=end, reason=reason)
+            return
+        run.params = self.patiently(self.queue.suggest, trial)
+
+    def start(self, worker: Worker, run: Run) -> None:
+        """Starts the run, once no process of a lost driver is in its folder."""
+        if run.taken or self.family.stop:
+            self.finish(worker, run, 'back in the queue', TrialState.FAIL, end=attempts.RETURNED)
+        elif not folder.try_lock(run.lock):
+            if time.monotonic() - run.since > FOR_LOCK_S:
+                reason = f'another process is still running in {run.folder}'
+                end = attempts.ERROR
+                self.finish(worker, run, reason, TrialState.FAIL, end=end, reason=reason)
+        elif folder.ending(run.folder)['status'] in ('done', 'diverged'):
+            self.settle(worker, run)  # its driver was lost before it could say so
+        else:
+            point = ', '.join(f'{k}={attempts.shown(v)}' for k, v in run.params.items())
+            self.say(point + f'; from step {run.reached:,}' * bool(run.reached), worker)
+            words = [f'--config={self.sweep.config}', f'--workdir={run.folder}']
+            with open(run.folder / 'log.txt', 'ab') as log:
+                run.log_start = log.tell()
+                run.process = self.family.start(
+                    [*self.program, *words, *points.flags(self.sweep, run.params)],
+                    cpus=worker.cpus,
+                    env={k: v for k, v in os.environ.items() if k not in SECRETS} | worker.env,
+                    pass_fds=[run.lock.fileno()],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+
+    def watch(self, run: Run) -> None:
+        """Stops a run that is not worth going on, and one that takes too long to stop."""
+        if self.report(run) and run.stopped_at is None and self.patiently(run.trial.should_prune):
+            run.pruned = True
+            run.ask_to_stop()
+        if self.family.stop and run.stopped_at is None:  # the family has asked it
+            run.stopped_at = time.monotonic()
+        if run.stopped_at is not None and time.monotonic() - run.stopped_at > TO_SAVE_S:
+            run.process.kill()
+
+    def report(self, run: Run) -> bool:
+        """Tells Optuna of progress and of new evaluations; whether there were any of these."""
+        metrics = folder.lines(run.folder)
+        new = {k: v for k, v in folder.evaluations(metrics).items() if k not in run.reported}
+        if (reached := folder.step(metrics)) > run.reached and not run.taken:
+            run.reached = reached
+            self.patiently(run.trial.set_user_attr, 'reached', reached)
+        for epoch, error in new.items():
+            self.patiently(run.trial.report, error, epoch)
+            run.reported.add(epoch)
+        return bool(new)
+
+    def settle(self, worker: Worker, run: Run) -> None:
+        """Ends the attempt of a run that has ended."""
+        status, log = (run.process.returncode, run.folder / 'log.txt') if run.process else (0, None)
+        said = log.read_bytes()[run.log_start :].decode(errors='replace') if log else ''
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self.report(run)
+        ended = folder.ending(run.folder)
+        facts = {k: ended[k] for k in ('step', 'seconds', 'reason') if k in ended}
+        if resumed := re.findall(r'resuming at step ([\d,]+)', said):
+            facts['resumed_at'] = int(resumed[-1].replace(',', ''))
+        state, error, last = TrialState.FAIL, None, folder.last_line(said)
+        if ended['status'] == 'done':
+            state, error = TrialState.COMPLETE, ended['final_error']
+            words = f'top-1 error {error:.2%}'
+        elif ended['status'] == 'diverged':
+            # Optuna knows it as pruned, so that TPE avoids its neighbourhood
+            state, facts['outcome'] = TrialState.PRUNED, 'diverged'
+            words = f'diverged: {ended.get("reason")}'
+        elif run.pruned:
+            state, words = TrialState.PRUNED, 'pruned'
+        elif self.family.stop:
+            facts['end'], words = attempts.RETURNED, 'saved, and back in the queue'
+        elif status == MISTAKE:  # every other trial would end so, too
+            facts['end'], words = attempts.RETURNED, 'back in the queue'
+            self.mistake = f'trial {run.point} did not start: {last}'
+            self.family.end()
+        else:
+            facts |= {'end': attempts.ERROR, 'reason': f'exit status {status} ({last})'}
+            words = f'{facts["reason"]}; log in {log}'
+        self.finish(worker, run, words, state, error, **facts)
 
     def finish(
         self,
-        run: Run,
         worker: Worker,
+        run: Run,
         words: str,
         state: TrialState,
         error: float | None = None,
@@ -193,141 +261,21 @@ class Driver:
     ) -> None:
         """Ends an attempt and says so."""
         ours = not run.taken and self.patiently(self.queue.end, run.trial, state, error, **facts)
-        self.say(words if ours else 'was taken over', worker, run)
+        self.done = self.count_done()
+        self.say(words if ours else 'was taken over', worker)
         run.lock.close()
         worker.run, self.next_claim = None, 0.0
 
-    # ---- a run ----
-
-    def step(self, worker: Worker) -> None:
-        """Does what is next for a worker."""
-        run = worker.run
-        if run is None:
-            if not self.family.stop and not self.over:
-                worker.run = self.claim(worker)
-        elif run.process is None:
-            self.start(worker, run)
-        elif run.process.poll() is not None:
-            self.settle(worker, run)
-        else:
-            self.watch(run)
-
-    def start(self, worker: Worker, run: Run) -> None:
-        """Starts the run, once no process of a lost driver is in its folder."""
-        if run.taken or self.family.stop:
-            self.finish(run, worker, 'back in the queue', TrialState.FAIL, end=attempts.RETURNED)
-        elif folder.try_lock(run.lock):
-            if folder.ending(run.folder)['status'] in ('done', 'diverged'):
-                self.settle(worker, run)  # its driver was lost before it could say so
-                return
-            point = ', '.join(f'{k}={attempts.shown(v)}' for k, v in run.params.items())
-            self.say(point + f'; from step {run.reached:,}' * bool(run.reached), worker, run)
-            run.log = open(run.folder / 'log.txt', 'a+')  # noqa: SIM115
-            run.log_start = run.log.seek(0, 2)
-            words = [f'--config={self.sweep.config}', f'--workdir={run.folder}']
-            run.process = self.family.start(
-                [*self.program, *words, *points.flags(self.sweep, run.params)],
-                cpus=worker.cpus,
-                env={k: v for k, v in os.environ.items() if k not in SECRETS} | worker.env,
-                pass_fds=[run.lock.fileno()],
-                stdout=run.log,
-                stderr=subprocess.STDOUT,
-            )
-        elif time.monotonic() - run.since > FOR_LOCK_S:
-            reason = f'another process is still running in {run.folder}'
-            self.finish(run, worker, reason, TrialState.FAIL, end=attempts.ERROR, reason=reason)
-
-    def watch(self, run: Run) -> None:
-        """Reports evaluations; stops a run that is not worth going on."""
-        if self.report(run) and run.stopped_at is None and self.patiently(run.trial.should_prune):
-            run.pruned = True
-            self.ask_to_stop(run)
-        if self.family.stop and run.stopped_at is None:  # the family has asked it
-            run.stopped_at = time.monotonic()
-        if run.stopped_at is not None and time.monotonic() - run.stopped_at > TO_SAVE_S:
-            run.process.kill()
-
-    def ask_to_stop(self, run: Run) -> None:
-        if run.process and run.stopped_at is None:
-            run.process.terminate()
-            run.stopped_at = time.monotonic()
-
-    def report(self, run: Run) -> bool:
-        """Tells Optuna of new evaluations; whether there were any."""
-        found = folder.evaluations(folder.lines(run.folder))
-        new = {epoch: error for epoch, error in found.items() if epoch not in run.reported}
-        try:
-            for epoch, error in new.items():
-                self.patiently(run.trial.report, error, epoch)
-                run.reported.add(epoch)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            run.taken = True
-            self.ask_to_stop(run)
-            return False
-        return bool(new)
-
-    def settle(self, worker: Worker, run: Run) -> None:
-        """Ends the attempt of a run that has ended."""
-        log, status = '', run.process.returncode if run.process else 0
-        if run.log:
-            run.log.seek(run.log_start)
-            log = run.log.read()
-            run.log.close()
-        self.report(run)
-        ended = folder.ending(run.folder)
-        facts = {k: ended[k] for k in ('step', 'seconds', 'reason') if k in ended}
-        if resumed := re.findall(r'resuming at step ([\d,]+)', log):
-            facts['resumed_at'] = int(resumed[-1].replace(',', ''))
-        fail = TrialState.FAIL
-        match ended['status']:
-            case 'done':
-                error = ended['final_error']
-                words = f'top-1 error {error:.2%}'
-                self.finish(run, worker, words, TrialState.COMPLETE, error, **facts)
-            case 'diverged':
-                # Optuna knows it as pruned, so that TPE avoids its neighbourhood
-                words, facts['outcome'] = f'diverged: {ended.get("reason")}', 'diverged'
-                self.finish(run, worker, words, TrialState.PRUNED, **facts)
-            case _ if run.pruned:
-                self.finish(run, worker, 'pruned', TrialState.PRUNED, **facts)
-            case _ if self.family.stop:
-                words = 'saved, and back in the queue'
-                self.finish(run, worker, words, fail, end=attempts.RETURNED, **facts)
-            case _ if status == MISTAKE:  # every other trial would end so, too
-                self.mistake = f'trial {run.point} did not start: {folder.last_line(log)}'
-                words = 'back in the queue'
-                self.finish(run, worker, words, fail, end=attempts.RETURNED)
-                self.family.end()
-            case _:
-                facts['reason'] = f'exit status {status} ({folder.last_line(log)})'
-                words = f'{facts["reason"]}; log in {run.folder}/log.txt'
-                self.finish(run, worker, words, fail, end=attempts.ERROR, **facts)
-
-    # ---- what is printed ----
-
     def count_done(self) -> int:
-        every = self.patiently(self.queue.by_point)
-        return sum(attempts.outcome(tries) in attempts.FINISHED for tries in every)
+        outcomes = map(attempts.outcome, self.patiently(self.queue.by_point))
+        return sum(outcome in attempts.FINISHED for outcome in outcomes)
 
-    def say(self, words: str, worker: Worker | None = None, run: Run | None = None) -> None:
+    def say(self, words: str, worker: Worker | None = None) -> None:
         """Prints a line with the time, how far the sweep is, and when it should be done."""
-        if run:
-            self.done = self.count_done()
-        who = f'worker {worker.index}, point {run.point}: ' if worker and run else ''
-        total, ended = len(self.queue.points), self.done - self.done_at_start
-        eta = ''
+        who = f'worker {worker.index}, point {worker.run.point}: ' if worker else ''
+        total, ended, eta = len(self.queue.points), self.done - self.done_at_start, ''
         if ended and self.done < total:
             seconds = (time.monotonic() - self.started) / ended * (total - self.done)
             eta = f', ETA {datetime.timedelta(seconds=round(seconds))}'
         print(f'{time.strftime("%H:%M:%S")} [{self.done}/{total}{eta}] {who}{words}', flush=True)
         self.next_line = time.monotonic() + SAY_S
-
-
-def closing(args: argparse.Namespace, every: list) -> str:
-    """The best point, and how to see the others."""
-    dashboard = args.storage.shown.replace('postgresql://', 'postgresql+psycopg://', 1)
-    return (
-        f'{attempts.best_sentence(every)}\n'
-        f'python -m launch.sweep report {shlex.join(args.where)}\n'
-        f'optuna-dashboard {shlex.quote(dashboard)}  # pip install optuna-dashboard'
-    )

@@ -14,6 +14,8 @@ from experiments import cli
 from nin_jax.errors import UserError
 
 STORAGE = 'NIN_STORAGE'  # environment variable with the database's URL
+USER = r'((?:://|^(?!.*://))[^:/?]*)'  # of a URL, also of one without a scheme
+QUERY = r'([?&])password=([^&]*)'
 SECRETS = (STORAGE, 'PGPASSWORD')  # no run needs them
 
 
@@ -37,14 +39,14 @@ class Storage:
     @property
     def secret(self) -> str:
         """The password in the URL; '' if it holds none."""
-        found = re.search(r'://[^:/?]*:(.*)@|[?&]password=([^&]*)', self.url)
-        return (found[1] or found[2] or '') if found else ''
+        found = re.search(USER + r':(.*)@', self.url) or re.search(QUERY, self.url)
+        return found[2] if found else ''
 
     @property
     def shown(self) -> str:
         """The URL without its password."""
-        url = re.sub(r'(://[^:/?]*):.*@', r'\1@', self.url)
-        return re.sub(r'([?&])password=[^&]*&?', r'\1', url).rstrip('?&')
+        url = re.sub(USER + r':.*@', r'\1@', self.url)
+        return re.sub(QUERY + '&?', r'\1', url).rstrip('?&')
 
     def scrub(self, text: str) -> str:
         """The text with every part of the password, however a driver splits it, as ***."""

@@ -20,7 +20,7 @@ from nin_jax.errors import UserError, did_you_mean
 
 # Where a machine keeps its data, and what it computes with, may differ between machines.
 OF_THE_MACHINE = ('data.dir', 'devices')
-ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
+ERRORS = (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError)
 STARTUP_S = 15.0
 # What a server says when only the user can change it
 MISTAKES = ('authentication', 'password', 'does not exist', 'not a database', 'permission denied')
@@ -88,13 +88,12 @@ def connect(storage: Storage, patience: Patience, grace: int = 60) -> optuna.sto
     # launch/sweep/driver.py records the heartbeats of the trials that it asks for
     warnings.filterwarnings('ignore', message='Heartbeat of storage is supposed')
     options = {'connect_args': {'timeout': 60}}  # seconds to wait for another's lock
-    url = storage.url.replace('postgresql://', 'postgresql+psycopg://', 1)
-    if not url.startswith('sqlite'):
+    if not storage.url.startswith('sqlite'):
         options = {'pool_pre_ping': True, 'connect_args': {'connect_timeout': 10}}
     try:
         return patience(
             optuna.storages.RDBStorage,
-            *(url, options),
+            *(driver_url(storage.url), options),
             heartbeat_interval=beat_every(grace),
             grace_period=grace,
         )
@@ -106,6 +105,11 @@ def connect(storage: Storage, patience: Patience, grace: int = 60) -> optuna.sto
         ) from None
     except RuntimeError as e:  # tables of another version
         raise UserError(storage.scrub(str(e).splitlines()[0])) from None
+
+
+def driver_url(url: str) -> str:
+    """The URL with the driver that the project installs."""
+    return url.replace('postgresql://', 'postgresql+psycopg://', 1)
 
 
 def beat_every(grace: int) -> int:

@@ -1,5 +1,6 @@
 """A PostgreSQL server of our own on loopback."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -41,7 +42,8 @@ class Postgres:
         return self
 
     def __exit__(self, *_):
-        self.stop()
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property

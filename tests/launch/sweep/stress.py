@@ -26,11 +26,13 @@ from tests.launch.sweep.server import Postgres
 HERE = pathlib.Path(__file__).parent
 PROGRAM = (sys.executable, '-S', '-E', str(HERE / 'stub.py'))
 SWEEP = """
-from experiments.space import Sweep, integer
+from experiments.space import Sweep, choice
 
 def get_sweep():
     return Sweep(
-        config='tests/tiny_page.py', space={{'seed': integer(1, {count})}}, sampler='grid'
+        config='tests/tiny_page.py',
+        space={{'seed': choice(*range(1, {count} + 1))}},
+        sampler='grid',
     )
 """
 
@@ -44,11 +46,10 @@ def write_sweep(folder: pathlib.Path, count: int) -> pathlib.Path:
 
 def drive(words: Sequence[str], log: pathlib.Path) -> None:
     """One driver; to be called in a process of its own."""
-    os.setsid()
-    with open(log, 'a') as f:
-        os.dup2(f.fileno(), 1)
-        os.dup2(f.fileno(), 2)
-    os._exit(entry.main(words, PROGRAM))
+    with open(log, 'a', buffering=1) as f:
+        sys.stdout = sys.stderr = f
+        status = entry.main(words, PROGRAM)
+    os._exit(status)
 
 
 def children(pid: int) -> list[int]:
@@ -117,8 +118,9 @@ def stress(
         if restarts < len(restart) and given >= losses * (restarts + 1) / (len(restart) + 1):
             restart[restarts]()
             restarts += 1
-    print(log.read_text()[-600:])
-    return check(folder, url, count, killed, statuses) | {'restarts': restarts}
+    counts = check(folder, url, count, killed, statuses) | {'restarts': restarts}
+    print(counts, flush=True)
+    return counts
 
 
 def check(folder: pathlib.Path, url: str, count: int, killed: set[int], statuses: list) -> dict:
@@ -129,17 +131,14 @@ def check(folder: pathlib.Path, url: str, count: int, killed: set[int], statuses
     tries = [t for per_point in every for t in per_point]
     done = [t for t in tries if t.state.name == 'COMPLETE']
     lost = [t for t in tries if t.state.name == 'FAIL' and 'end' not in t.user_attrs]
-    owners = {
-        int(t.user_attrs['worker'].split(':')[-1].split('/')[0])
-        for t in lost
-        if 'worker' in t.user_attrs
-    }
+    workers = [t.user_attrs['worker'] for t in lost if 'worker' in t.user_attrs]
+    owners = {int(worker.split(':')[-1].split('/')[0]) for worker in workers}
     counts = {
         'points': count,
         'complete': len(done),
         'killed drivers': len(killed),
         'lost': len(lost),
-        'lost before the first heartbeat': sum('worker' not in t.user_attrs for t in lost),
+        'lost before the first heartbeat': len(lost) - len(workers),
         'lost without a kill': len(owners - killed),
         'duplicates': sum(t.user_attrs.get('end') == 'duplicate' for t in tries),
         'errors': sum(t.user_attrs.get('end') == 'error' for t in tries),
@@ -147,9 +146,8 @@ def check(folder: pathlib.Path, url: str, count: int, killed: set[int], statuses
         'two at once': len(list(folder.glob('trial-*/two at once'))),
         'most losses of a point': max(attempts.lost(per_point) for per_point in every),
     }
-    print(counts, flush=True)
-    assert set(statuses) == {0}, statuses
-    assert [sum(t in per_point for t in done) for per_point in every] == [1] * count
+    assert set(statuses) == {0}, (statuses, counts)
+    assert [sum(t in per_point for t in done) for per_point in every] == [1] * count, counts
     assert all(t.value == (t.user_attrs['point'] + 1) / 1000 for t in done)
     for name in ('lost without a kill', 'errors', 'given up', 'two at once'):
         assert counts[name] == 0, counts

@@ -14,7 +14,10 @@ import shlex
 from collections.abc import Sequence
 
 import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 import optuna
+import optuna.visualization.matplotlib as plots
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.space import Axis, Sweep
@@ -57,13 +60,11 @@ def make(queue: attempts.Attempts, workdir: pathlib.Path, out: pathlib.Path) -> 
         writer.writerows(rows)
     head = [f'# Sweep {queue.study.study_name}', attempts.account(every)]
     head.append(attempts.best_sentence(every))
-    weights, why_not = importance(queue.study)
     pictures = {}
     if best := attempts.best(every):
         head += edges(best.params, queue.axes)
         head += repeat(queue.study, best, workdir)
-        pictures = draw(queue.study, bool(weights), out)
-    head += [why_not] if why_not else []
+        pictures = draw(queue.study, out)
     print('\n\n'.join([*head, table(rows)]))
     shown = ''.join(f'\n## {title}\n\n![{title}]({name})\n' for name, title in pictures.items())
     page = '\n\n'.join(head) + f'\n{shown}\n## Trials\n\n{table(rows)}\n\n{NOTE}'
@@ -71,33 +72,25 @@ def make(queue: attempts.Attempts, workdir: pathlib.Path, out: pathlib.Path) -> 
     print(f'\n{out}/REPORT.md, with {len(pictures)} plots and trials.csv')
 
 
-def draw(shared: optuna.Study, has_importance: bool, out: pathlib.Path) -> dict[str, str]:
+def draw(shared: optuna.Study, out: pathlib.Path) -> dict[str, str]:
     """Saves Optuna's own plots; returns {file name: title}."""
-    import optuna.visualization.matplotlib as plots
-
     matplotlib.use('Agg')
-    of = dict(target=lambda t: 100 * t.value, target_name=ERROR)
+    error = dict(target=lambda trial: 100 * trial.value, target_name=ERROR)
     figures = {
-        'best.png': ('Best so far', lambda: plots.plot_optimization_history(shared, **of)),
-        'axes.png': ('Error along each axis', lambda: plots.plot_slice(shared, **of)),
-        'parallel.png': (
-            'All axes at once',
-            lambda: plots.plot_parallel_coordinate(shared, **of),
-        ),
+        'best.png': ('Best so far', plots.plot_optimization_history, error),
+        'axes.png': ('Error along each axis', plots.plot_slice, error),
+        'parallel.png': ('All axes at once', plots.plot_parallel_coordinate, error),
     }
-    if has_importance:
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        figures['importance.png'] = (
-            'Importance',
-            lambda: plots.plot_param_importances(shared, evaluator=evaluator),
-        )
-    for name, (_, plot) in figures.items():
-        axes = plot()
-        figure = (axes.flat[0] if hasattr(axes, 'flat') else axes).figure
+    if len(shared.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) >= FEWEST:
+        evaluator = {'evaluator': optuna.importance.PedAnovaImportanceEvaluator()}
+        figures['importance.png'] = ('Importance', plots.plot_param_importances, evaluator)
+    for name, (_, plot, options) in figures.items():
+        axes = plot(shared, **options)
+        figure = (axes.flat[0] if isinstance(axes, np.ndarray) else axes).figure
         figure.set_size_inches(max(figure.get_figwidth(), 8), 5)
         figure.savefig(out / name, bbox_inches='tight', metadata={'Software': None})
-        matplotlib.pyplot.close(figure)
-    return {name: title for name, (title, _) in figures.items()}
+        plt.close(figure)
+    return {name: title for name, (title, *_) in figures.items()}
 
 
 # ---- the table ------------------------------------------------------------------------------
@@ -130,21 +123,16 @@ def table(rows: list[dict]) -> str:
     """The points as Markdown, best first, then those without a result."""
 
     def rank(r: dict) -> tuple:
-        return (
-            attempts.OUTCOMES.index(r['outcome']),
-            math.inf if r['error'] is None else r['error'],
-            r['trial'],
-        )
+        error = math.inf if r['error'] is None else r['error']
+        return attempts.OUTCOMES.index(r['outcome']), error, r['trial']
 
     hidden = {'ended', 'reason'} | {k for k in ('lost', 'resumed') if not any(r[k] for r in rows)}
     names = [key for key in dict.fromkeys(k for r in rows for k in r) if key not in hidden]
-    lines = [names, ['-:'] * len(names)]
-    lines += [[cell(name, r.get(name)) for name in names] for r in sorted(rows, key=rank)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    return '\n'.join(
-        '| ' + ' | '.join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + ' |'
-        for line in lines
-    )
+    lines = [[cell(name, r.get(name)) for name in names] for r in sorted(rows, key=rank)]
+    lines = [names, ['-:'] * len(names), *lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cells = [[c.rjust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in cells)
 
 
 def cell(name: str, value: object) -> str:
@@ -194,15 +182,3 @@ def repeat(shared: optuna.Study, best: FrozenTrial, workdir: pathlib.Path) -> li
         "On the config's own splits, to be scored on the test images once all choices are made:\n\n"
         f'```bash\n{shlex.join(final)}\n```',
     ]
-
-
-def importance(shared: optuna.Study) -> tuple[dict[str, float], str]:
-    """PED-ANOVA's share of each key in being among the best tenth, and why there is none."""
-    done = shared.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(done) < FEWEST:
-        return {}, f'No importance: it takes {FEWEST} complete points, there are {len(done)}.'
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    weights = optuna.importance.get_param_importances(shared, evaluator=evaluator)
-    if not sum(weights.values()) > 0:
-        return {}, 'No importance: the errors do not tell the points apart.'
-    return weights, ''

@@ -150,13 +150,11 @@ def begin(database: optuna.storages.RDBStorage, name: str, sweep: Sweep) -> optu
 def difference(theirs: dict, ours: dict) -> str:
     """The first thing in which two identities differ."""
     key = next(k for k in ours if theirs.get(k) != ours[k])
-    if key == 'points':
-        return 'its points differ'
-    if isinstance(ours[key], dict) and isinstance(theirs.get(key), dict):
-        both = {**theirs[key], **ours[key]}
-        inner = next(k for k in both if theirs[key].get(k) != ours[key].get(k))
-        return f'{inner}: {theirs[key].get(inner)} there, {ours[key].get(inner)} here'
-    return f'{key}: {theirs.get(key)} there, {ours[key]} here'
+    there, here = theirs.get(key), ours[key]
+    if isinstance(here, dict) and isinstance(there, dict):
+        key = next(k for k in {**there, **here} if there.get(k) != here.get(k))
+        there, here = there.get(key), here.get(key)
+    return 'its points differ' if key == 'points' else f'{key}: {there} there, {here} here'
 
 
 def join(database: optuna.storages.RDBStorage, name: str) -> optuna.Study:

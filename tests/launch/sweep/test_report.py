@@ -75,11 +75,6 @@ def test_report_of_a_finished_study(finished, capsys):
         assert Image.open(folder / 'report' / name).size > (600, 200)
 
 
-def test_importance_finds_the_axis_that_matters(finished):
-    weights, why_not = report.importance(finished[0].study)
-    assert max(weights, key=weights.get) == 'optim.lr' and why_not == ''
-
-
 def test_ends_of_axes():
     lr = log_uniform(0.001, 1.0)
     assert [report.edge(v, lr) for v in (0.00101, 0.03, 0.99)] == ['lower', '', 'upper']

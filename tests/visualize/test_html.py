@@ -24,7 +24,7 @@ def test_the_page_holds_everything(tmp_path):
         tmp_path, tiny_config(), summary, {'cat': 0.25, '<dog>': 0.5}, {'A & B': tmp_path / 'a.png'}
     )
     assert '12.34% error' in page and '&lt;a&gt;' in page and 'A &amp; B' in page
-    assert page.index('&lt;dog&gt;') < page.index('cat')  # the worst class first
+    assert page.index('>&lt;dog&gt;<') < page.index('>cat<')  # the worst class first
     assert len(re.findall('src="data:image/png;base64,', page)) == 2  # curves and the picture
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
 

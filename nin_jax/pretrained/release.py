@@ -130,9 +130,9 @@ def load(path: str | os.PathLike, step: int | None = None) -> Trained:
     """Opens a release, or a run at `step` (its newest checkpoint if None); see `nin_jax.load`."""
     path = bundled.resolve(pathlib.Path(path))
     folder = path if path.is_dir() else path.parent
-    if not path.exists() and len(path.parts) == 1:
+    if not path.exists():
         raise CheckpointError(
-            f"no folder '{path}' and no bundled network of that name"
+            f"'{path}' does not exist, nor is it a bundled network"
             + did_you_mean(str(path), bundled.names())
         )
     content = _read_content(folder)

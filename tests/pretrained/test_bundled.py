@@ -98,7 +98,7 @@ def test_a_folder_of_ones_own_comes_first(small, workdir, as_bundled, tmp_path):
 
 
 def test_an_unknown_name_gets_a_suggestion(as_bundled):
-    with pytest.raises(CheckpointError, match=r"no folder 'tinny'.*did you mean 'tiny'"):
+    with pytest.raises(CheckpointError, match=r"'tinny' does not exist.*did you mean 'tiny'"):
         nin_jax.load('tinny')
 
 
@@ -133,7 +133,7 @@ def test_predict_without_workdir(tmp_path):
     if bundled.DEFAULT in nin_jax.list_models():
         assert result.returncode == 0 and result.stdout.count('%') == 5
     else:
-        assert result.returncode == 2 and 'no bundled network' in result.stderr
+        assert result.returncode == 2 and 'nor is it a bundled' in result.stderr
 
 
 def test_all_together_are_small():

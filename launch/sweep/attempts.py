@@ -5,10 +5,10 @@ WAITING -> RUNNING -> COMPLETE, PRUNED or FAIL; the database makes each of these
 no trial returns from an end. So the trials themselves are the account, and there is no counter:
 
 * A trial whose heartbeat stops becomes FAIL, by whoever notices first. That is the loss, once.
-* `add_missing` queues a new attempt at every point that has none waiting, running or successful.
-  Several processes may do so at once, which queues duplicates;
-* `claim` keeps an attempt only if it is the oldest unfinished one of its point and none succeeded.
-  At most one attempt is that at any time, so a point runs once and succeeds once.
+* `claim` queues an attempt at a point that has none waiting, running or successful, and asks for
+  one. Several processes may do so at once, which makes duplicates. So it keeps an attempt only if
+  that is the oldest unfinished one of its point and none succeeded. At most one attempt is that at
+  any time: a point runs once and succeeds once.
 """
 
 import time
@@ -45,18 +45,18 @@ class Attempts:
                 found[trial.user_attrs['point']].append(trial)
         return found
 
-    def add_missing(self) -> None:
-        """Queues an attempt at every point without one that is unfinished or successful."""
-        for number, tries in enumerate(self.by_point()):
-            if outcome(tries) == 'waiting' and all(t.state.is_finished() for t in tries):
-                chosen = max((t.params for t in tries), key=len, default={})  # what TPE proposed
-                params = {**self.points[number], **chosen}
-                self.study.enqueue_trial(params, user_attrs={'point': number})
-
     def claim(self, worker: str) -> optuna.Trial | None:
-        """Takes an attempt; None if there is none to take, or it was a duplicate."""
-        if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            return None
+        """Takes an attempt; None if there is none to take, or another process was faster."""
+        every = self.by_point()
+        if not any(t.state == TrialState.WAITING for tries in every for t in tries):
+            # One at a time: Optuna reads every unfinished trial again and again
+            missing = (n for n, tries in enumerate(every) if is_missing(tries))
+            number = next(missing, None)
+            if number is None:
+                return None
+            chosen = max((t.params for t in every[number]), key=len, default={})  # by TPE
+            params = {**self.points[number], **chosen}
+            self.study.enqueue_trial(params, user_attrs={'point': number})
         trial = self.study.ask()
         try:
             self.beat(trial.number)
@@ -105,10 +105,14 @@ class Attempts:
         self.silent_since = silent
         for number, since in silent.items():
             if now - since > grace:
-                self.end(number, TrialState.FAIL)
+                self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def end(
-        self, trial: optuna.Trial | int, state: TrialState, error: float | None = None, **facts
+        self,
+        trial: optuna.Trial,
+        state: TrialState,
+        error: float | None = None,
+        **facts: object,
     ) -> bool:
         """Ends an attempt; False if another process ended it before."""
         try:
@@ -145,6 +149,11 @@ def outcome(tries: list[FrozenTrial]) -> str:
     if any(t.user_attrs.get('end') == GIVEN_UP for t in tries):
         return 'failed'
     return 'running' if any(t.state == TrialState.RUNNING for t in tries) else 'waiting'
+
+
+def is_missing(tries: list[FrozenTrial]) -> bool:
+    """Whether a point needs another attempt."""
+    return outcome(tries) == 'waiting' and all(t.state.is_finished() for t in tries)
 
 
 def successful(tries: list[FrozenTrial]) -> FrozenTrial | None:

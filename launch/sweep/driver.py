@@ -151,7 +151,6 @@ class Driver:
 
     def claim(self, worker: Worker) -> None:
         """Gives the worker an attempt, if there is one."""
-        self.patiently(self.queue.add_missing)
         name = f'{socket.gethostname()}:{os.getpid()}/{worker.index}'
         trial = self.patiently(self.queue.claim, name)
         if trial is None:
@@ -204,7 +203,7 @@ class Driver:
             run.ask_to_stop()
         if self.family.stop and run.stopped_at is None:  # the family has asked it
             run.stopped_at = time.monotonic()
-        if run.stopped_at is not None and time.monotonic() - run.stopped_at > TO_SAVE_S:
+        if run.process and run.stopped_at and time.monotonic() - run.stopped_at > TO_SAVE_S:
             run.process.kill()
 
     def report(self, run: Run) -> bool:
@@ -272,7 +271,7 @@ class Driver:
 
     def say(self, words: str, worker: Worker | None = None) -> None:
         """Prints a line with the time, how far the sweep is, and when it should be done."""
-        who = f'worker {worker.index}, point {worker.run.point}: ' if worker else ''
+        who = f'worker {worker.index}, point {worker.run.point}: ' if worker and worker.run else ''
         total, ended, eta = len(self.queue.points), self.done - self.done_at_start, ''
         if ended and self.done < total:
             seconds = (time.monotonic() - self.started) / ended * (total - self.done)

@@ -6,6 +6,7 @@ import math
 import pathlib
 import random
 import runpy
+from typing import Any
 
 from experiments import cli
 from experiments.space import Axis, Sweep, choice, text
@@ -84,7 +85,7 @@ def check_point(sweep: Sweep, point: dict) -> None:
     """Raises UserError unless a run can be built from the point; uses neither data nor device."""
     from nin_jax.models.factory import layer_blocks  # JAX takes a second to import
 
-    full = cli.load_config(sweep.config, flags(sweep, point))
+    full: Any = cli.load_config(sweep.config, flags(sweep, point))
     config.validate(full)
     dataset = catalog.lookup(full.data.name)
     layer_blocks(full, dataset.num_classes)
@@ -115,13 +116,15 @@ def points(sweep: Sweep) -> list[dict]:
         return filled(sweep)[: sweep.trials]
     if sweep.sampler == 'grid':
         values = {
-            key: axis.values or range(axis.low, axis.high + 1) for key, axis in sweep.space.items()
+            key: axis.values or range(int(axis.low), int(axis.high) + 1)
+            for key, axis in sweep.space.items()
         }
         return combinations(values)[: sweep.trials]
     rng = random.Random(sweep.seed)
-    count = min(sweep.trials, TPE_STARTUP) if sweep.sampler == 'tpe' else sweep.trials
+    total = sweep.trials or 0
+    count = min(total, TPE_STARTUP) if sweep.sampler == 'tpe' else total
     drawn = [{key: draw(axis, rng) for key, axis in sweep.space.items()} for _ in range(count)]
-    return drawn + [{}] * (sweep.trials - count)
+    return drawn + [{}] * (total - count)
 
 
 def combinations(values: dict) -> list[dict]:
@@ -133,7 +136,7 @@ def draw(axis: Axis, rng: random.Random) -> object:
     if axis.kind == 'choice':
         return rng.choice(axis.values)
     if axis.kind == 'integer':
-        return rng.randint(axis.low, axis.high)
+        return rng.randint(int(axis.low), int(axis.high))
     if axis.is_log:
         value = math.exp(rng.uniform(math.log(axis.low), math.log(axis.high)))
     else:

@@ -12,6 +12,7 @@ import math
 import pathlib
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -156,9 +157,11 @@ def edges(point: dict, axes: dict[str, Axis]) -> list[str]:
     ]
 
 
-def edge(value: object, axis: Axis) -> str:
+def edge(value: Any, axis: Axis) -> str:
     """'lower' or 'upper' if the value lies at an end of a numeric axis; '' otherwise."""
-    low, high, near = axis.low, axis.high, EDGE
+    low: Any = axis.low
+    high: Any = axis.high
+    near = EDGE
     if axis.kind == 'choice':
         if isinstance(value, (bool, str)) or len(axis.values) < 3:
             return ''

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
-import sqlalchemy
+import sqlalchemy.exc
 
 from experiments import cli
 from experiments.space import Axis, Sweep

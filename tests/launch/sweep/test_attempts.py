@@ -28,12 +28,15 @@ def open_study(folder, sweep=SWEEP):
 
 
 def claim(queue):
-    queue.add_missing()
+    """An attempt; None once there is nothing to claim."""
     while True:
         trial = queue.claim('w')
-        waiting = queue.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if trial is not None or not waiting:
+        if trial is not None or not any(map(waiting, queue.by_point())):
             return trial
+
+
+def waiting(tries):
+    return attempts.outcome(tries) == 'waiting'
 
 
 def lose(folder, queue):
@@ -66,7 +69,8 @@ def notice(folder):
     queue = attempts.Attempts(study.join(connect(folder), 's'), connect(folder))
     for _ in range(5):
         queue.fail_lost(2)
-        queue.add_missing()
+    if (trial := queue.claim('w')) is not None:
+        queue.end(trial, TrialState.FAIL, end=attempts.RETURNED)
 
 
 def test_six_processes_that_notice_a_loss_at_once_count_it_once(tmp_path):
@@ -93,7 +97,7 @@ def test_an_attempt_that_runs_elsewhere_is_not_taken_back(tmp_path):
     second = claim(one)
     assert second.user_attrs['point'] == 0 and second.number != first.number
     two.fail_lost(2)
-    assert two.end(first.number, TrialState.FAIL)  # with a list from before the second claim
+    two.end(first, TrialState.FAIL)  # with a list from before the second claim
     assert two.running() == {second.number}
     assert not one.end(first, TrialState.COMPLETE, 0.5)  # by a driver that was thought lost
     assert one.end(second, TrialState.COMPLETE, 0.25)
@@ -103,7 +107,6 @@ def test_an_attempt_that_runs_elsewhere_is_not_taken_back(tmp_path):
 def test_a_lost_attempt_without_a_heartbeat_is_noticed(tmp_path, monkeypatch):
     """Its driver was killed right after `ask`: Optuna would call it running for ever."""
     queue = open_study(tmp_path)
-    queue.add_missing()
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(attempts.Attempts, 'beat', lambda *_: 1 / 0)
         queue.claim('w')
@@ -111,7 +114,7 @@ def test_a_lost_attempt_without_a_heartbeat_is_noticed(tmp_path, monkeypatch):
     assert queue.running() == {0}  # seen for the first time
     queue.fail_lost(0.0)
     assert queue.running() == set()
-    assert [claim(queue).user_attrs['point'] for _ in range(3)] == [1, 2, 0]
+    assert [claim(queue).user_attrs['point'] for _ in range(3)] == [0, 1, 2]
 
 
 def test_what_tpe_proposed_is_kept(tmp_path):

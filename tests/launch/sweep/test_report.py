@@ -32,7 +32,6 @@ def finished(tmp_path_factory):
     storage = flags.Storage(f'sqlite:///{folder}/study.db')
     database = study.connect(storage, study.Patience(storage, 10))
     queue = attempts.Attempts(study.begin(database, 's', made), database)
-    queue.add_missing()
     while trial := queue.claim('w'):
         point = queue.suggest(trial)
         error = 0.5 - 0.1 * (3 + math.log10(point['optim.lr']))
@@ -40,7 +39,6 @@ def finished(tmp_path_factory):
         number = trial.user_attrs['point']
         if trial.number == 3:  # its worker is lost
             queue.end(trial, TrialState.FAIL)
-            queue.add_missing()
         elif number == 7:
             queue.end(trial, TrialState.PRUNED)
         elif number == 9:

@@ -58,6 +58,8 @@ def read(file) -> str:
 def call(module: str, words: list[str], kind: int) -> int:
     """The exit status, as the interpreter would make it; writes the error's class to `kind`."""
     entry = importlib.import_module(module)
+    if not hasattr(entry, 'main'):  # a package
+        entry = importlib.import_module(f'{module}.__main__')
     sys.argv = [entry.__file__, *words]
 
     def noting(argv: list[str]) -> int | None:

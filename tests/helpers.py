@@ -145,8 +145,7 @@ def assert_refused(result: Result, *names: str, kind: str = '', status: int = 2)
     assert result.stderr.startswith('error: ') and 'Traceback' not in result.stdout, result
     for name in names:
         assert name in result.stderr, result
-    if kind and result.kind:
-        assert result.kind == kind, result
+    assert result.kind == (kind or result.kind), result
 
 
 def metrics(workdir: pathlib.Path, kind: str) -> list[dict]:

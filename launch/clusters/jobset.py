@@ -23,7 +23,6 @@ import re
 import string
 import sys
 
-from experiments import cli
 from launch import attempts
 
 TEMPLATE = pathlib.Path(__file__).with_name('jobset.yaml')
@@ -35,19 +34,19 @@ def main(argv: list[str]) -> int:
     at = argv.index('--') if '--' in argv else len(argv)
     args, command = make_parser().parse_args(argv[:at]), argv[at + 1 :]
     if not command:
-        return cli.complain('a command is missing: write it behind --')
+        return attempts.fail('a command is missing: write it behind --')
     for flag in ('name', 'namespace', 'queue'):
         value = getattr(args, flag)
         if value and not re.fullmatch(NAME, value):
-            return cli.complain(f"--{flag}='{value}': use a-z, 0-9 and -, at most 32 of them")
+            return attempts.fail(f"--{flag}='{value}': use a-z, 0-9 and -, at most 32 of them")
     for pair in [args.chips, *args.select]:
         if not re.fullmatch('[^=]+=[^=]+', pair):
-            return cli.complain(f"'{pair}' is not of the form KEY=VALUE")
+            return attempts.fail(f"'{pair}' is not of the form KEY=VALUE")
     for pair in args.env:
         if not re.match('[A-Za-z_][A-Za-z0-9_]*=', pair):
-            return cli.complain(f"--env '{pair}' is not of the form NAME=VALUE")
+            return attempts.fail(f"--env '{pair}' is not of the form NAME=VALUE")
     if args.hosts < 1 or not re.fullmatch('[1-9][0-9]*', args.chips.split('=')[1]):
-        return cli.complain(f'--hosts={args.hosts} --chips={args.chips}: give 1 or more of each')
+        return attempts.fail(f'--hosts={args.hosts} --chips={args.chips}: give 1 or more of each')
     print(string.Template(TEMPLATE.read_text()).substitute(fields(args, command)), end='')
     return 0
 
@@ -59,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.error = lambda message: sys.exit(attempts.fail(message))
     add = parser.add_argument
     add('--name', required=True, help='of the JobSet and its service account')
     add('--image', required=True, help='built from launch/Dockerfile')

@@ -135,9 +135,9 @@ def load(path: str | os.PathLike, step: int | None = None) -> Trained:
     """
     path = bundled.resolve(pathlib.Path(path))
     folder = path if path.is_dir() else path.parent
-    if not path.exists() and len(path.parts) == 1:
+    if not path.exists():
         raise CheckpointError(
-            f"no folder '{path}' and no bundled network of that name"
+            f"'{path}' does not exist, nor is it a bundled network"
             + did_you_mean(str(path), bundled.names())
         )
     content = _read_content(folder)

@@ -1,5 +1,6 @@
 """launch/clusters/slurm.sbatch: with stand-ins for SLURM, and on a real SLURM on this machine."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -301,17 +302,33 @@ def test_scancel_ends_a_job_of_a_real_slurm_for_good(slurm):
     assert slurm.log(job).count('waits') == 2
 
 
+def task_process(run: pathlib.Path, task: str) -> int:
+    """The process id of a training task."""
+    for entry in pathlib.Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            words = (entry / 'cmdline').read_text().split('\0')
+            environment = (entry / 'environ').read_text().split('\0')
+            is_run = words[1:3] == ['-m', 'experiments.main'] and f'--workdir={run}' in words
+            if is_run and f'SLURM_PROCID={task}' in environment:
+                return int(entry.name)
+    raise AssertionError(f'task {task} does not run')
+
+
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_real_slurm_trains_is_stopped_and_finishes(slurm):
-    """Two processes train; as at the time limit, SLURM sends TERM to the tasks half-way."""
+@pytest.mark.parametrize('how', ['TERM to all tasks', 'KILL to one task'])
+def test_a_real_slurm_trains_is_stopped_and_finishes(slurm, how):
+    """Two processes train; SLURM sends TERM, as at its time limit, or one process is killed."""
     run = slurm.folder / 'run'
     flags = [f'--config={TINY_PAGE}', f'--workdir={run}', '--config.train.duration=160steps']
     (slurm.folder / 'experiments').symlink_to(ROOT / 'experiments')
     job = slurm.submit(*flags)
     slurm.until(lambda: list((run / 'checkpoints').glob('[0-9]*')), 120)
-    slurm.said('scancel', '--signal=TERM', job)
-    slurm.until(lambda: 'requeueing job' in slurm.log(job), 60)
+    if how == 'TERM to all tasks':
+        slurm.said('scancel', '--signal=TERM', job)
+    else:
+        os.kill(task_process(run, '1'), signal.SIGKILL)
+    slurm.until(lambda: 'requeueing job' in slurm.log(job), 180)
     log = slurm.finish(job, 240)
     assert slurm.field(job, 'JobState') == 'COMPLETED', log
     assert slurm.field(job, 'Restarts') == '1' and summary(run)['status'] == 'done', log

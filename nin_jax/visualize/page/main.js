@@ -8,7 +8,7 @@ import { classMap, evidence, layOver, mosaic } from './maps.js';
 import { load, rank } from './network.js';
 
 const $ = (id) => document.getElementById(id);
-const percent = (p) => `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`;
+const percent = (p) => (p < 0.0005 ? '< 0.1 %' : `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`);
 const state = { image: null, drawing: false, answer: null, shown: null, pinned: null, layer: null };
 let network; // from load()
 let stream = null; // of the camera
@@ -123,11 +123,12 @@ function classRow() {
 
 /** Lays a class's map over the picture; none for null. */
 function showMap(k) {
+  const visible = k !== null && state.answer !== null && network.settings.head === 'gap';
   state.shown = k;
   for (const button of $('classes').querySelectorAll('button')) {
     button.setAttribute('aria-pressed', String(Number(button.dataset.class) === state.pinned));
+    button.classList.toggle('shown', visible && Number(button.dataset.class) === k);
   }
-  const visible = k !== null && state.answer !== null && network.settings.head === 'gap';
   $('heat').hidden = !visible;
   const name = network.settings.class_names[k];
   $('picture').setAttribute('aria-label', visible ? `The picture, with the map of ${name}` : 'The picture');
@@ -175,7 +176,7 @@ function stopCamera() {
   stream = null;
   $('video').hidden = true;
   $('camera').setAttribute('aria-pressed', 'false');
-  $('camera').textContent = 'Use the camera';
+  $('camera').textContent = 'Camera';
 }
 
 async function toggleCamera() {

@@ -94,7 +94,7 @@ function bilinear({ width, height, data }, row, column) {
 /** Draws every channel of a layer, a tensor (1, C, H, W), as a tile; returns the columns. */
 export function mosaic(canvas, layer, roomWidth) {
   const [, channels, height, width] = layer.dims;
-  const zoom = Math.max(1, Math.round(56 / Math.max(width, height)));
+  const zoom = Math.max(1, Math.round((roomWidth < 500 ? 36 : 56) / Math.max(width, height)));
   const [cellWidth, cellHeight] = [width * zoom + 3, height * zoom + 3];
   const columns = Math.max(1, Math.min(channels, Math.floor((roomWidth + 3) / cellWidth)));
   canvas.width = columns * cellWidth - 3;

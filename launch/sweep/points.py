@@ -1,4 +1,4 @@
-"""A sweep page read and checked: its points, and the command line of each."""
+"""A sweep config, read and checked: its points, and the command line of each."""
 
 import dataclasses
 import itertools
@@ -9,11 +9,11 @@ import runpy
 
 from experiments import cli
 from experiments.space import Axis, Sweep, choice, text
-from nin_jax import config
-from nin_jax.data import cache, datasets
+from nin_jax import config, plan
+from nin_jax.data import cache, catalog
 from nin_jax.errors import UserError, did_you_mean
 
-PAGES = pathlib.Path('experiments/sweeps')
+CONFIGS = pathlib.Path('experiments/sweeps')
 SAMPLERS = ('grid', 'random', 'tpe')
 MOST_CHECKED = 1000  # corners of a space
 TPE_STARTUP = 10  # TPE's first points are random
@@ -22,25 +22,25 @@ SPLITS = {'data.train': 'train', 'data.eval': 'valid'}
 
 
 def load(path: str, overrides: dict[str, str]) -> Sweep:
-    """The sweep of a page, not checked yet, its `fixed` keys added to or replaced by `overrides`.
+    """The sweep of a sweep config, unchecked, with `overrides` merged into its `fixed` keys.
 
     Raises:
-      UserError: there is no such page, or it does not load.
+      UserError: there is no such file, or it does not load.
     """
     if not pathlib.Path(path).is_file():
-        there = [str(p) for p in sorted(PAGES.glob('[!_]*.py'))]
-        raise UserError(f"no sweep page '{path}'{did_you_mean(path, there)}")
+        there = [str(p) for p in sorted(CONFIGS.glob('[!_]*.py'))]
+        raise UserError(f"no sweep config '{path}'{did_you_mean(path, there)}")
     try:
         sweep = runpy.run_path(path)['get_sweep']()
     except UserError:
         raise
-    except Exception as e:  # whatever a broken page may raise
-        raise UserError(f"sweep page '{path}' does not load: {str(e).splitlines()[0]}") from e
+    except Exception as e:  # whatever a broken file may raise
+        raise UserError(f"sweep config '{path}' does not load: {str(e).splitlines()[0]}") from e
     return dataclasses.replace(sweep, fixed=sweep.fixed | overrides)
 
 
 def check(sweep: Sweep) -> None:
-    """Raises UserError for whatever would keep a trial from starting, as far as can be told."""
+    """Raises UserError for what would keep a trial from starting, as far as can be known."""
     if bool(sweep.space) == bool(sweep.points):
         raise UserError('a sweep has either a space or points: give one of them')
     if sweep.points and sweep.sampler:
@@ -70,7 +70,7 @@ def check(sweep: Sweep) -> None:
 
 
 def corners(sweep: Sweep) -> list[dict]:
-    """Points that between them have every end of every axis; of a grid or a list, all there are."""
+    """All points of a grid or a list; of another space, some that cover the ends of every axis."""
     axes = axes_of(sweep)
     if sweep.points or sweep.sampler == 'grid':
         return points(sweep)
@@ -81,21 +81,20 @@ def corners(sweep: Sweep) -> list[dict]:
 
 
 def check_point(sweep: Sweep, point: dict) -> None:
-    """Raises UserError unless a run can be made of the point, as far as needs neither data nor
-    device."""
-    from nin_jax.models.factory import model_blocks
+    """Raises UserError unless a run can be built from the point; uses neither data nor device."""
+    from nin_jax.models.factory import layer_blocks  # JAX takes a second to import
 
-    settled = cli.load_config(sweep.config, flags(sweep, point))
-    config.validate(settled)
-    dataset = datasets.lookup(settled.data.name)
-    model_blocks(settled, dataset.num_classes)
-    config.make_plan(settled, sum(dataset.examples[p] for p in dataset.training_parts), True)
-    if dataset.version:
-        cache.ready(settled.data.name, dataset, cache.data_root(settled.data.dir))
+    full = cli.load_config(sweep.config, flags(sweep, point))
+    config.validate(full)
+    dataset = catalog.lookup(full.data.name)
+    layer_blocks(full, dataset.num_classes)
+    plan.make_plan(full, sum(dataset.examples[p] for p in dataset.training_parts), True)
+    if dataset.storage == 'tfds':
+        cache.ready(full.data.name, dataset, cache.data_root(full.data.dir))
 
 
 def axes_of(sweep: Sweep) -> dict[str, Axis]:
-    """The space; of a list of points, each key's values that occur in it."""
+    """The space; for a list of points, the values of each key that occur in it."""
     if sweep.space:
         return sweep.space
     rows = filled(sweep)
@@ -104,14 +103,14 @@ def axes_of(sweep: Sweep) -> dict[str, Axis]:
 
 
 def filled(sweep: Sweep) -> list[dict]:
-    """A list's points with all keys in each: those left out have the page's values."""
+    """A list's points with all keys in each; those left out have the config's values."""
     keys = dict.fromkeys(itertools.chain(*sweep.points))
-    page = config.flatten(cli.load_config(sweep.config, flags(sweep, {})))
-    return [{k: choice(point.get(k, page[k])).values[0] for k in keys} for point in sweep.points]
+    base = config.flatten(cli.load_config(sweep.config, flags(sweep, {})))
+    return [{k: choice(point.get(k, base[k])).values[0] for k in keys} for point in sweep.points]
 
 
 def points(sweep: Sweep) -> list[dict]:
-    """Every trial's point, {} where TPE is to choose it when its turn comes."""
+    """Every point, {} where TPE chooses it when its turn comes."""
     if sweep.points:
         return filled(sweep)[: sweep.trials]
     if sweep.sampler == 'grid':
@@ -145,3 +144,9 @@ def draw(axis: Axis, rng: random.Random) -> object:
 def flags(sweep: Sweep, point: dict, splits: dict = SPLITS) -> list[str]:
     """The overrides of a point's run, as words of a command line."""
     return [f'--config.{k}={text(v)}' for k, v in {**splits, **sweep.fixed, **point}.items()]
+
+
+def command(sweep: Sweep, folder: pathlib.Path, point: dict, splits: dict = SPLITS) -> list[str]:
+    """The run of a point, as one would type it."""
+    start = ['python', '-m', 'experiments.main', f'--config={sweep.config}', f'--workdir={folder}']
+    return [*start, *flags(sweep, point, splits)]

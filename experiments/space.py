@@ -10,6 +10,7 @@ Sweep(
 
 import dataclasses
 import math
+from typing import Any
 
 from nin_jax.errors import UserError
 
@@ -90,10 +91,10 @@ class Sweep:
 
     config: str
     space: dict[str, Axis] = dataclasses.field(default_factory=dict)
-    points: tuple[dict[str, object], ...] = ()
+    points: tuple[dict[str, Any], ...] = ()
     sampler: str | None = None
     trials: int | None = None
-    fixed: dict[str, object] = dataclasses.field(default_factory=dict)
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
     prune_after: int | None = None
     seed: int = 0
 

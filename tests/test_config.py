@@ -100,13 +100,13 @@ def keys_read_by_a_run(config, folder, monkeypatch) -> set[str]:
     return seen
 
 
-def test_every_key_is_read(tmp_path, monkeypatch):
+def test_every_key_is_read(tmp_path, tiny_run, monkeypatch):
     config = tiny_config()
     config.train.duration = '4steps'
     read = keys_read_by_a_run(config, tmp_path / 'run', monkeypatch)
-    assert set(flatten(config)) - read == {'optim.plateau_patience'}
+    assert set(flatten(config)) - read == {'optim.plateau_patience', 'init.new_head'}
     plateau = tiny_config()
-    plateau.optim.schedule = 'plateau'
+    plateau.optim.schedule, plateau.init.weights = 'plateau', str(tiny_run)
     plateau.train.duration = '4steps'
     read |= keys_read_by_a_run(plateau, tmp_path / 'plateau', monkeypatch)
     assert set(flatten(config)) == read

@@ -100,8 +100,8 @@ class Driver:
             )
             try:
                 while any(w.run for w in self.workers) or not (self.over or self.family.stop):
-                    self.keep()
                     for worker in self.workers:
+                        self.keep()
                         self.step(worker)
                     time.sleep(POLL_S)
             except studies.UnreachableError:

@@ -38,7 +38,7 @@ class Patience:
     def __init__(self, storage: Storage, seconds: float, longest_pause: float = 5.0):
         self.storage, self.seconds, self.longest_pause = storage, seconds, longest_pause
         self.steady = False  # from the first connection on, for `seconds` instead of STARTUP_S
-        self.recovered_at = float('-inf')  # time.monotonic() after the last outage
+        self.recovered_at = time.monotonic()  # after the last outage; who starts may have missed it
         self.give_up: Callable[[], bool] = lambda: False
         self.on_outage: Callable[[str], None] = lambda cause: None
 

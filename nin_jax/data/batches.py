@@ -198,7 +198,7 @@ class Stream:
         if sharding.is_fully_addressable:
             return jax.device_put(own_Sb, sharding)
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             wanted = np.arange(self.batch_size)[index[1]]
             return own_Sb[:, np.searchsorted(rows_b, wanted)]
 

@@ -138,7 +138,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Trained:
     if not path.exists():
         raise CheckpointError(
             f"'{path}' does not exist, nor is it a bundled network"
-            + did_you_mean(str(path), bundled.names())
+            + (did_you_mean(str(path), names) if (names := bundled.names()) else '')
         )
     content = _read_content(folder)
     if 'format' not in content:

@@ -11,11 +11,11 @@ import threading
 
 import numpy as np
 import pytest
-from helpers import ROOT, run_main, run_module
 from PIL import Image
 
 import nin_jax
 from nin_jax.visualize import demo, figures
+from tests.helpers import ROOT, run_main, run_module
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 RUNTIME = 'NIN_ONNXRUNTIME_WEB'  # names dist/ of the npm package, where there is no npm

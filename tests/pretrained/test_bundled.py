@@ -8,7 +8,6 @@ import types
 
 import numpy as np
 import pytest
-from helpers import run_main, run_module
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -18,6 +17,7 @@ from nin_jax.errors import CheckpointError, UserError
 from nin_jax.files import read_json
 from nin_jax.pretrained import bundled
 from nin_jax.pretrained.trained import load_run
+from tests.helpers import run_main, run_module
 
 MOST_BYTES = 6_000_000  # of all bundled networks
 

@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import run_main, run_module
 from ml_collections import ConfigDict
 
 import nin_jax
@@ -17,6 +16,7 @@ from nin_jax.errors import ConfigError
 from nin_jax.models.factory import join, make_model, split_weights
 from nin_jax.pretrained import onnx_graph
 from nin_jax.pretrained.trained import Trained, open_network
+from tests.helpers import run_main, run_module
 
 SHAPE = (12, 12, 3)
 

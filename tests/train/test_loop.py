@@ -11,13 +11,9 @@ import subprocess
 import time
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from nin_jax.errors import CheckpointError
-from nin_jax.runs import checkpoint
-from nin_jax.runs.checkpoint import Checkpoints, digest
-from tests.helpers import ROOT, assemble, command, metrics, run_main, summary, tiny_config
+from tests.helpers import ROOT, command, metrics, run_main, summary
 
 TIMING = ('images_per_s',)
 
@@ -163,31 +159,6 @@ def test_damaged_newest_checkpoint_falls_back(tmp_path, undisturbed, damage):
     assert 'Traceback' not in result.stderr
     assert_same_run(workdir, undisturbed)
     assert (workdir / 'damaged' / '24').exists()
-
-
-@pytest.mark.parametrize(('failures', 'saved'), [(3, True), (4, False)])
-def test_a_checkpoint_is_tried_again_before_the_run_gives_up(
-    tmp_path, monkeypatch, failures, saved
-):
-    """As when Orbax stumbles over its own threads, which still write what failed."""
-    left, save = [OSError(39, 'Directory not empty')] * failures, ocp.CheckpointManager.save
-
-    def stumbling(*args, **kwargs):
-        if left:
-            raise left.pop()
-        return save(*args, **kwargs)
-
-    monkeypatch.setattr(checkpoint, 'PAUSES_S', (0, 0))
-    monkeypatch.setattr(ocp.CheckpointManager, 'save', stumbling)
-    state = assemble(tiny_config()).init_state(0)
-    with Checkpoints(tmp_path, 1, print) as checkpoints:
-        if saved:
-            checkpoints.save(0, state, {}, error=None)
-            checkpoints.wait()
-            assert digest(checkpoints.restore(state)[0]) == digest(state)
-        else:
-            with pytest.raises(CheckpointError, match=r'checkpoint 0 cannot be .* not empty'):
-                checkpoints.save(0, state, {}, error=None)
 
 
 def test_all_checkpoints_damaged_is_one_sentence(tmp_path, undisturbed):

@@ -1,6 +1,6 @@
 """How fast this code base is on this machine, beside PyTorch: one command, one JSON, one page.
 
-    pip install -r benchmarks/requirements.txt
+    pip install -e '.[prepare,benchmarks]'
     python -m benchmarks --out=results/benchmarks/cpu.json
     python -m benchmarks --parts=throughput --networks=cifar10 --batches=128 --rounds=3
 
@@ -14,15 +14,15 @@ import json
 import pathlib
 import sys
 
-from benchmarks import contestants, roof, scaling, startup, tables, throughput
-from benchmarks.circumstances import circumstances
+from benchmarks import backends, peak_flops, scaling, startup, tables, throughput
+from benchmarks.environment import environment
 
 PARTS = ('throughput', 'startup', 'scaling')
 
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
-    results = circumstances() | {'roof': roof.measure(), 'throughput': []}
+    results = environment() | {'peak_flops': peak_flops.measure(), 'throughput': []}
 
     def keep() -> None:  # after each table: a run that is stopped keeps what it has
         if options.out:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
                     limit=options.limit,
                 )
                 results['throughput'] += rows
-                print(tables.throughput(rows, results['roof']), flush=True)
+                print(tables.throughput(rows, results['peak_flops']), flush=True)
                 keep()
     if 'startup' in options.parts:
         results['startup'] = startup.measure(options.repeats)
@@ -82,7 +82,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         )
 
     choice('--parts', PARTS, list(PARTS))
-    choice('--networks', contestants.NETWORKS, ['cifar10', 'cifar100', 'mnist'])
+    choice('--networks', backends.NETWORKS, ['cifar10', 'cifar100', 'mnist'])
     choice('--variants', throughput.VARIANTS, list(throughput.VARIANTS))
     parser.add_argument('--batches', type=positives, default=[32, 128])
     parser.add_argument(

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks.circumstances import gpu
+from benchmarks.environment import gpu
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -67,7 +67,7 @@ def synthetic_run(network: str, batch_size: int, images: int, devices: int, **ov
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from benchmarks import contestants
+    from benchmarks import backends
     from nin_jax.config import block
     from nin_jax.data.batches import Examples, Resident
     from nin_jax.data.preprocess import Preprocess
@@ -75,8 +75,8 @@ def synthetic_run(network: str, batch_size: int, images: int, devices: int, **ov
     from nin_jax.plan import make_plan
     from nin_jax.train.trainer import Trainer, make_setup
 
-    config = contestants.config('mnist' if network == 'tiny' else network)
-    size, channels, classes = contestants.NETWORKS['mnist' if network == 'tiny' else network]
+    config = backends.config('mnist' if network == 'tiny' else network)
+    size, channels, classes = backends.NETWORKS['mnist' if network == 'tiny' else network]
     if network == 'tiny':
         config.model.blocks = type(config)(dict(mlpconv1=block((classes,), 3, init_std=())))
         size = 8
@@ -134,6 +134,7 @@ def loop(network: str, batch_size: int, images: int, repeats: int, devices: int)
     """
     import jax
 
+    from nin_jax.data.preprocess import Preprocess
     from nin_jax.runs.metrics import Stopwatch
     from nin_jax.runs.recorder import Recorder
     from nin_jax.runs.workdir import RunDir, flat_config
@@ -163,10 +164,12 @@ def loop(network: str, batch_size: int, images: int, repeats: int, devices: int)
         return time.perf_counter() - start
 
     def whole() -> float:
-        clock, identity = Stopwatch(), {'preprocess': '', 'class_names': ()}
+        clock = Stopwatch()
         with tempfile.TemporaryDirectory() as name:
             folder = RunDir(pathlib.Path(name), flat_config(run.config), is_done=False)
-            with Recorder(folder, run.plan, batch_size, 2, identity, clock) as recorder:
+            with Recorder(
+                folder, run.config, run.plan, Preprocess('scale'), run.class_names, clock
+            ) as recorder:
                 state = recorder.resume(run.state_shapes(), lambda: run.init_state(0))
                 start = time.perf_counter()
                 training.fit(run, state, recorder)

@@ -5,21 +5,23 @@ from benchmarks.throughput import MODES
 
 def page(results: dict) -> str:
     """Everything measured, with what it was measured on."""
-    roof = ', '.join(f'{dtype} {rate / 1e9:,.0f}' for dtype, rate in results['roof'].items())
+    peak_flops = ', '.join(
+        f'{dtype} {rate / 1e9:,.0f}' for dtype, rate in results['peak_flops'].items()
+    )
     hardware = results['gpu'] or f'{results["cpu_count"]} cores of {results["cpu"]}'
     versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
     load = results['load_average_before'][0]
     parts = [
         '# How fast',
         f'Made by `{results["command"]}` at commit {results["commit"]}, {results["time"]}; do not '
-        f'edit.\n{hardware}; {versions}; load average before: {load:.2f}.\nThe roof, a product of '
-        f'two large matrices: {roof} GFLOP/s. Ratios hold within a table, whose rows were measured '
-        'in turns.',
+        f'edit.\n{hardware}; {versions}; load average before: {load:.2f}.\nPeak, by a product of '
+        f'large matrices: {peak_flops} GFLOP/s. Ratios hold within a table, whose rows were '
+        'measured in turns.',
     ]
     groups: dict[tuple, list] = {}
     for row in results['throughput']:
         groups.setdefault((row['network'], row['batch_size']), []).append(row)
-    parts += [throughput(rows, results['roof']) for rows in groups.values()]
+    parts += [throughput(rows, results['peak_flops']) for rows in groups.values()]
     if 'startup' in results:
         parts.append(startup(results['startup']))
     if 'scaling' in results:
@@ -27,7 +29,7 @@ def page(results: dict) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def throughput(rows: list[dict], roof: dict[str, float]) -> str:
+def throughput(rows: list[dict], peak_flops: dict[str, float]) -> str:
     """One network at one batch size: images/s, ratio to the best PyTorch of the same dtype, ..."""
     cells = []
     for row in sorted(rows, key=lambda row: list(MODES).index(row['mode'])):
@@ -42,12 +44,20 @@ def throughput(rows: list[dict], roof: dict[str, float]) -> str:
                 f'{row["images_per_s"]:,.1f}',
                 '' if ratio is None else f'{ratio:.2f}',
                 f'{row["flop_per_s"] / 1e9:,.1f}',
-                f'{row["flop_per_s"] / roof[row["dtype"]]:.0%}',
+                f'{row["flop_per_s"] / peak_flops[row["dtype"]]:.0%}',
                 f'{row["compile_and_first_s"]:.1f}',
                 f'{row["peak_memory_bytes"] / 2**20:,.0f}',
             ]
         )
-    head = ['', 'variant', 'images/s', '/ best PyTorch', 'GFLOP/s', 'of the roof', 'first call, s']
+    head = [
+        '',
+        'variant',
+        'images/s',
+        '/ best PyTorch',
+        'GFLOP/s',
+        'of peak',
+        'first call, s',
+    ]
     title = f'## {rows[0]["network"]}, batch {rows[0]["batch_size"]}'
     return f'{title}\n\n{table([*head, "peak memory, MiB"], cells)}'
 

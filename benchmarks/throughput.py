@@ -1,8 +1,8 @@
 """Training and forward throughput, this code base and PyTorch side by side.
 
-Every contestant lives in a process of its own (so that peak memory and thread pools are its own)
+Every backend lives in a process of its own (so that peak memory and thread pools are its own)
 and they take turns, round after round, while the others sleep: what else the machine does hits all
-alike. The median round counts. Compilation and warm-up are timed apart. The roof is a product of
+alike. The median round counts. Compilation and warm-up are timed apart. The peak is a product of
 two large matrices, the best of both libraries, in the same run and the same dtype.
 """
 
@@ -11,35 +11,35 @@ import os
 import statistics
 from functools import partial
 
-from benchmarks import contestants
+from benchmarks import backends
 
 VARIANTS = {  # name -> (dtype, function that builds it)
-    'ours': ('float32', contestants.ours),
-    'torch': ('float32', partial(contestants.pytorch, channels_last=False, compiled=False)),
-    'torch nhwc': ('float32', partial(contestants.pytorch, channels_last=True, compiled=False)),
-    'torch compile': ('float32', partial(contestants.pytorch, channels_last=True, compiled=True)),
-    'ours bf16': ('bfloat16', contestants.ours),
+    'ours': ('float32', backends.ours),
+    'torch': ('float32', partial(backends.pytorch, channels_last=False, compiled=False)),
+    'torch nhwc': ('float32', partial(backends.pytorch, channels_last=True, compiled=False)),
+    'torch compile': ('float32', partial(backends.pytorch, channels_last=True, compiled=True)),
+    'ours bf16': ('bfloat16', backends.ours),
     'torch nhwc bf16': (
         'bfloat16',
-        partial(contestants.pytorch, channels_last=True, compiled=False),
+        partial(backends.pytorch, channels_last=True, compiled=False),
     ),
     'torch compile bf16': (
         'bfloat16',
-        partial(contestants.pytorch, channels_last=True, compiled=True),
+        partial(backends.pytorch, channels_last=True, compiled=True),
     ),
 }
 MODES = {'train': 6, 'forward': 2}  # FLOP for each multiply-add of the forward pass
 
 
 def serve(pipe, variant: str, network: str, batch_size: int, steps: int) -> None:
-    """A contestant's process: answers (mode, 'seconds') until told to stop."""
+    """A backend's process: answers (mode, 'seconds') until told to stop."""
     os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # leave the others some of the GPU
     dtype, build = VARIANTS[variant]
     try:
-        contestant = build(network, dtype, batch_size, steps)
+        backend = build(network, dtype, batch_size, steps)
         while (mode := pipe.recv()) != 'stop':
-            pipe.send(getattr(contestant, mode)())
-        pipe.send(contestant.peak_memory())
+            pipe.send(getattr(backend, mode)())
+        pipe.send(backend.peak_memory())
     except Exception as e:
         # A variant that the machine lacks (no C++ compiler for torch.compile, ...) is a row.
         pipe.send(f'{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ""}')
@@ -103,7 +103,7 @@ def measure(
 
 def finish(rows: list[dict], network: str, batch_size: int, steps: int) -> list[dict]:
     """Adds images/s, FLOP/s and the ratio to the best PyTorch row of the same mode and dtype."""
-    macs = contestants.macs_per_image(network)
+    macs = backends.macs_per_image(network)
     for row in rows:
         if 'failed' not in row:
             row['images_per_s'] = batch_size * steps / statistics.median(row['rounds_s'])

@@ -1,32 +1,39 @@
-"""Entry points' shared manners: a user's mistake gets one sentence on stderr and exit status 2."""
+"""What the entry points share: flags, and how a mistake ends them: one sentence and status 2."""
 
+import io
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nin_jax.config import flatten
-from nin_jax.errors import UserError, did_you_mean, from_os_error
+from nin_jax.errors import EXIT_USAGE, UserError, did_you_mean, from_os_error
 
-MISTAKE = 2
+if TYPE_CHECKING:  # JAX takes seconds to import
+    from nin_jax.data.sources import Arrays
+    from nin_jax.pretrained.trained import Trained
+
 CONFIGS = pathlib.Path('experiments/configs')
+A_RUN = 'name the folder of a run, such as --workdir=runs/quickstart'
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses flags, runs `main` and exits with what it returns."""
 
     def guarded(argv: list[str]) -> int | None:
-        sys.stdout.reconfigure(errors='backslashreplace')  # names of files may be any bytes
-        logging.set_verbosity(logging.FATAL)  # Orbax tells every file it touches; errors are raised
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be any bytes
+            sys.stdout.reconfigure(errors='backslashreplace')
+        logging.set_verbosity(logging.FATAL)  # Orbax logs every file it touches; errors are raised
         try:
             return main(argv)
         except UserError as e:
-            return complain(str(e), e.exit_status)
+            return print_error(str(e), e.exit_status)
         except KeyboardInterrupt:
-            return complain('stopped', status=130)
+            return print_error('stopped', status=130)
         except BrokenPipeError:  # the reader of our output went away: head, less, ...
             sys.stdout = None
             return 141
@@ -34,16 +41,62 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             if e.errno is None:
                 raise
             found = from_os_error(e)
-            return complain(str(found), found.exit_status)
+            return print_error(str(found), found.exit_status)
 
     app.run(guarded, flags_parser=parse)
 
 
-def complain(message: str, status: int = MISTAKE) -> int:
-    """Prints the sentence, unless it is another process's to tell; returns the exit status."""
+def print_error(message: str, status: int = EXIT_USAGE) -> int:
+    """Prints the sentence, unless another process prints it (''); returns the exit status."""
     if message:
         print(f'error: {message}', file=sys.stderr)
     return status
+
+
+# ---- flags ----------------------------------------------------------------------------------
+
+
+def define_step() -> flags.FlagHolder:
+    """--step, the checkpoint to read."""
+    return flags.DEFINE_integer('step', None, 'Checkpoint to use; the newest if not given.')
+
+
+def define_data_dir() -> flags.FlagHolder:
+    """--data_dir, for commands that read a run's dataset."""
+    return flags.DEFINE_string(
+        'data_dir', None, 'The TFDS folder of the data; the one of the run if not given.'
+    )
+
+
+def no_arguments(argv: list[str]) -> None:
+    """Raises UserError if there is an argument that is no flag."""
+    if argv[1:]:
+        raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
+
+
+def required(flag: flags.FlagHolder, hint: str) -> Any:
+    """The value of a flag; UserError, with the hint, if it is not given."""
+    if not flag.value:
+        raise UserError(f'--{flag.name} is missing: {hint}')
+    return flag.value
+
+
+def open_network(workdir: str, step: int | None) -> 'Trained':
+    """The network of a run or a release, with JAX's compilation cache in use."""
+    from nin_jax.devices import use_compilation_cache
+    from nin_jax.pretrained import release
+
+    use_compilation_cache()
+    return release.load(workdir, step)
+
+
+def eval_images(network: 'Trained', data_dir: str | None) -> 'Arrays':
+    """The split that the run was evaluated on, from --data_dir if it is given."""
+    from nin_jax.data.pipeline import open_source
+
+    if data_dir is not None:
+        network.config.data.dir = data_dir
+    return open_source(network.config, network.config.data.eval).load()
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -53,42 +106,50 @@ def parse(argv: list[str]) -> list[str]:
             check_config_keys(argv)
         return flags.FLAGS(argv)
     except (UserError, flags.Error) as e:
-        sys.exit(complain(' '.join(str(e).split())))
+        sys.exit(print_error(' '.join(str(e).split())))
+
+
+# ---- configs --------------------------------------------------------------------------------
 
 
 def check_config_keys(argv: list[str]) -> None:
-    """Raises UserError if --config names no page, or an override no key of it."""
-    page = [
-        a
-        for pair in zip(argv, [*argv[1:], ''], strict=True)
-        for a in pair
-        if re.match(r'--?config(=|$)', pair[0])
+    """Raises UserError if --config names no config, or an override no key of it."""
+    values = [
+        word.split('=', 1)[1] if '=' in word else following
+        for word, following in zip(argv, [*argv[1:], ''], strict=True)
+        if re.match(r'--?config(=|$)', word)
     ]
     overrides = [m[1] for a in argv if (m := re.match(r'--?(?:no)?config\.([^=]*)', a))]
-    if not page:
+    if not values:
         if overrides:
-            raise UserError(f'--config.{overrides[0]} needs a page to change: add --config=PAGE')
+            raise UserError(
+                f'--config.{overrides[0]} needs a config to change: add --config=CONFIG.py'
+            )
         return
-    known = flatten(load_config(page[0].split('=', 1)[1] if '=' in page[0] else page[1]))
+    known = flatten(load_config(values[0]))
     for key in overrides:
         if key not in known:
             raise UserError(f"unknown key '{key}'" + did_you_mean(key, known))
 
 
-def load_config(page: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """A page's config, with words such as --config.optim.lr=0.1 read as a run would read them.
+def load_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Loads a config file, with its variant, as --config does.
 
-    It is loaded apart from the process's own flags: those of a page's keys come into being as
-    they are parsed, and an unknown one would be an AttributeError without the key's path.
+    It is loaded apart from the process's own flags, which parse a config's keys as they come: there
+    an unknown key is an AttributeError without the key's path.
+
+    Args:
+      config: such as 'experiments/configs/cifar10.py:aug'.
+      overrides: such as '--config.optim.lr=0.1'.
 
     Raises:
-      UserError: the page does not load, or a value cannot be read.
+      UserError: the file does not load, or a value cannot be read.
     """
-    path = pathlib.Path(page.split(':')[0])
+    path = pathlib.Path(config.split(':')[0])
     if not path.is_file():
         there = [str(p) for p in sorted(CONFIGS.glob('[!_]*.py'))]
-        raise UserError(f"no config page '{path}'{did_you_mean(str(path), there)}")
-    words = ['', f'--config={page}', *overrides]
+        raise UserError(f"no config '{path}'{did_you_mean(str(path), there)}")
+    words = ['', f'--config={config}', *overrides]
     alone = flags.FlagValues()
     holder = config_flags.DEFINE_config_file('config', flag_values=alone, sys_argv=words)
     try:
@@ -100,5 +161,6 @@ def load_config(page: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise
     except flags.Error as e:
         raise UserError(' '.join(str(e).split())) from e
-    except Exception as e:  # whatever a broken page may raise; its last line says what
-        raise UserError(f"config page '{path}' does not load: {str(e).splitlines()[-1]}") from e
+    except Exception as e:  # whatever a broken file may raise; its last line says what
+        reason = (str(e).strip() or repr(e)).splitlines()[-1]
+        raise UserError(f"config '{path}' does not load: {reason}") from e

@@ -8,7 +8,7 @@ Writes, to a new folder:
     model.onnx          with --onnx: the same for ONNX Runtime, images of any size
     model.safetensors   the weights and the preprocessing's arrays under the authors' layer names
     config.json         the config, class names, provenance, and the SHA-256 of the other files
-    README.md           the model card, its figures from the run's own records
+    README.md           the model card, with the errors that the run recorded
 
 `nin_jax.load('release/cifar10')` opens it again. --score also scores the run's test images with
 the exported program, and adds the error to the card.
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run.')
 OUT = flags.DEFINE_string('out', None, 'The folder to write; new or empty.')
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to export; the newest if not given.')
+STEP = cli.define_step()
 SCORE = flags.DEFINE_bool('score', False, 'Score the test images with the exported program.')
-DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where the data is, if not where the run had it.')
+DATA_DIR = cli.define_data_dir()
 
 
 BUNDLE = flags.DEFINE_bool('bundle', False, 'No program, and kernels in float16.')
@@ -50,23 +50,17 @@ ONNX_IMAGES = 1000
 
 
 def main(argv: list[str]) -> int:
-    if argv[1:]:
-        raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
-    if not WORKDIR.value:
-        raise UserError('--workdir is missing: name the folder of a run, such as runs/quickstart')
-    if not OUT.value:
-        raise UserError('--out is missing: name a folder to make, such as release/quickstart')
+    cli.no_arguments(argv)
+    folder = pathlib.Path(cli.required(WORKDIR, cli.A_RUN))
+    out = pathlib.Path(cli.required(OUT, 'name a folder to make, such as --out=release/quickstart'))
     from nin_jax.devices import use_compilation_cache
     from nin_jax.pretrained import model_card, release
     from nin_jax.pretrained.trained import load_run
 
-    folder, out = pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value)
     dtype = DTYPE.value or ('float16' if BUNDLE.value else 'float32')
     release.check_new(out)
     use_compilation_cache()
     run = load_run(folder, STEP.value)
-    if DATA_DIR.value is not None:
-        run.config.data.dir = DATA_DIR.value
     stored = release.stored_in(run, dtype)
     found = model_card.provenance(folder, run.step)
     if dtype != 'float32':
@@ -90,10 +84,8 @@ def check_rounding(run: Trained, stored: Trained) -> dict:
     Raises:
       UserError: the rounded kernels have another error.
     """
-    from nin_jax.data.pipeline import open_source
-
     try:
-        split = open_source(run.config, run.config.data.eval).load()
+        split = cli.eval_images(run, DATA_DIR.value)
     except DataError as e:
         print(f'not checked with the test images: {e}')
         return {}
@@ -115,17 +107,16 @@ def stablehlo_program(network: Trained, found: dict) -> bytes:
     """The program; its largest difference goes into `found`."""
     from nin_jax.pretrained import stablehlo
 
-    program = stablehlo.serialise(network)
+    program = stablehlo.serialize(network)
     found['largest_difference'] = stablehlo.largest_difference(program, network)
     return program
 
 
 def score_program(network: Trained, program: bytes) -> dict:
     """The exported program's error on the test images, for the card."""
-    from nin_jax.data.pipeline import open_source
     from nin_jax.pretrained import stablehlo
 
-    split = open_source(network.config, network.config.data.eval).load()
+    split = cli.eval_images(network, DATA_DIR.value)
     errors, count = stablehlo.count_errors(program, split), len(split.labels)
     print(f'the exported program: {errors:,} of {count:,} wrong')
     how = 'the exported program'
@@ -136,12 +127,11 @@ def onnx_program(network: Trained, found: dict) -> bytes:
     """The ONNX model, checked on test images, or on random ones where there are no others."""
     import numpy as np
 
-    from nin_jax.data.pipeline import open_source
     from nin_jax.pretrained import onnx_graph
 
     model = onnx_graph.build(network)
     try:
-        images_NHWC = open_source(network.config, network.config.data.eval).load().images
+        images_NHWC = cli.eval_images(network, DATA_DIR.value).images
     except DataError:
         shape = (32, *network.image_shape)
         images_NHWC = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

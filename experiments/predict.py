@@ -1,52 +1,84 @@
-"""Says what a trained network takes a picture of yours for.
+"""Classifies pictures with a trained network.
 
     python -m experiments.predict photo.png
     python -m experiments.predict --workdir=runs/cifar10 photo.png --heatmap=heat.png
+    python -m experiments.predict --workdir=runs/cifar10 holiday/ a.jpg b.jpg --json
 
-The first uses the CIFAR-10 network that comes with the package.
+Without --workdir, the CIFAR-10 network that comes with the package does it.
 
-Prints the five likeliest classes. The largest square in the middle of the picture is scaled to the
-size that the network was trained on, whatever the picture's size. A network for digits gets it in
-grey, and negative if its border is light: MNIST's digits are light on black. --heatmap writes the
-square with the map of the likeliest class laid over it.
+Prints the five likeliest classes of each picture; of a folder, of every picture in it. The largest
+square in the middle of a picture is scaled to the size that the network was trained on. A network
+for digits gets it in gray, inverted if its border is light: MNIST's digits are light on black.
+
+--json prints one JSON object a line: path, treatment, and the probability of every class, the
+likeliest first. --heatmap writes the square with the class activation map of the likeliest class.
+A picture that cannot be read gets one sentence on stderr and makes the exit status 2; the others
+are classified all the same.
 """
 
+import json
 import pathlib
+import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import cli
-from nin_jax.errors import UserError
+from nin_jax.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from nin_jax.visualize import figures
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'A run, a release or the name of a bundled network.')
-HEATMAP = flags.DEFINE_string('heatmap', None, 'A .png to write, of what speaks for the class.')
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to use; the newest if not given.')
+HEATMAP = flags.DEFINE_string('heatmap', None, 'A .png to write, for one picture.')
+JSON = flags.DEFINE_bool('json', False, 'Print one JSON object a picture.')
+STEP = cli.define_step()
 
 
 def main(argv: list[str]) -> int:
     if not argv[1:]:
-        raise UserError('name a picture, such as photo.png')
-    if HEATMAP.value and (len(argv) > 2 or not HEATMAP.value.lower().endswith('.png')):
-        raise UserError(f'--heatmap={HEATMAP.value}: must be one .png, for one picture')
+        raise UserError('name a picture or a folder of pictures, such as photo.png')
     from nin_jax.data import images
-    from nin_jax.devices import use_compilation_cache
-    from nin_jax.pretrained import bundled, release
+
+    paths = images.find(argv[1:])
+    heatmap = HEATMAP.value
+    if heatmap and (len(paths) > 1 or not heatmap.lower().endswith('.png')):
+        raise UserError(f'--heatmap={heatmap}: must be one .png, for one picture')
+    if len(paths) == 1:
+        images.read_image(paths[0])  # a mistake shows before JAX is imported
+    from nin_jax.console import track
+    from nin_jax.pretrained import bundled
     from nin_jax.visualize import figures
 
-    photos = [images.read_photo(path) for path in argv[1:]]
-    use_compilation_cache()
-    run = release.load(pathlib.Path(WORKDIR.value or bundled.DEFAULT), STEP.value)
-    if HEATMAP.value:
-        figures.check_class_maps(run)
-    for path, image_HWC in zip(argv[1:], photos, strict=True):
-        seen = figures.look(run, image_HWC)
-        print(f'{path}: {seen.treatment}')
-        for k in seen.ranking[:5]:
-            print(f'{seen.probabilities_K[k]:8.2%}  {run.class_names[k]}')
-        if HEATMAP.value:
-            figures.heat_of(run, seen).save(HEATMAP.value, optimize=True)
-            print(f"where it sees '{run.class_names[seen.ranking[0]]}': {HEATMAP.value}")
-    return 0
+    network = cli.open_network(WORKDIR.value or bundled.DEFAULT, STEP.value)
+    if heatmap:
+        figures.check_class_maps(network)
+    status = 0
+    for path in paths if sys.stdout.isatty() else track(paths, 'classifying'):
+        try:
+            image_HWC = images.read_image(path)
+        except DataError as e:
+            status = cli.print_error(str(e))
+            continue
+        found = figures.predict(network, image_HWC)
+        print(as_json(path, found) if JSON.value else as_text(path, found), flush=True)
+        if heatmap:
+            figures.heat_map(network, found).save(heatmap, optimize=True)
+            if not JSON.value:
+                print(f"class activation map of '{found.ranking()[0][0]}': {heatmap}")
+    return status
+
+
+def as_text(path: pathlib.Path, found: 'figures.Prediction') -> str:
+    """The five likeliest classes, a line each."""
+    lines = [f'{p:8.2%}  {name}' for name, p in found.ranking()[:5]]
+    return '\n'.join([f'{path}: {found.treatment}', *lines])
+
+
+def as_json(path: pathlib.Path, found: 'figures.Prediction') -> str:
+    """One JSON object: path, treatment, and classes with their probabilities."""
+    classes = [{'class': name, 'probability': p} for name, p in found.ranking()]
+    return json.dumps({'path': str(path), 'treatment': found.treatment, 'classes': classes})
 
 
 if __name__ == '__main__':

@@ -12,10 +12,10 @@ from experiments import cli
 from nin_jax.errors import ConfigError
 
 ARCHIVES = flags.DEFINE_string(
-    'archives', '', 'folder holding the official archives (searched recursively); else download'
+    'archives', '', 'A folder with the official archives, searched recursively; else download.'
 )
 DATA_DIR = flags.DEFINE_string(
-    'data_dir', '', 'TFDS folder to write; default $TFDS_DATA_DIR, else ~/tensorflow_datasets'
+    'data_dir', '', 'The TFDS folder to write; $TFDS_DATA_DIR, else ~/tensorflow_datasets.'
 )
 
 
@@ -24,11 +24,11 @@ def main(argv: list[str]) -> int:
     from nin_jax.data.prepare import prepare
 
     downloadable = [name for name, d in DATASETS.items() if d.storage == 'tfds']
-    names = downloadable if 'all' in argv[1:] else argv[1:]
+    names = downloadable if 'all' in argv else argv[1:]
     if not names:
         raise ConfigError(f'name what to prepare: {", ".join(downloadable)} or all')
     for name in names:
-        lookup(name)  # a mistyped name is told before the first is prepared
+        lookup(name)  # a misspelled name shows before the first is prepared
     for name in names:
         prepare(name, DATA_DIR.value, ARCHIVES.value)
     return 0

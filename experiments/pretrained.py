@@ -1,4 +1,4 @@
-"""Makes a run folder of the authors' CIFAR-10 network, from their Caffe model.
+"""Makes a run of the authors' CIFAR-10 network, from their Caffe model.
 
     python -m experiments.pretrained --caffemodel=cifar10_nin.caffemodel --workdir=runs/authors
     python -m experiments.main --config=experiments/configs/cifar10.py \\
@@ -14,30 +14,23 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from nin_jax.errors import UserError
 
 CAFFEMODEL = flags.DEFINE_string('caffemodel', None, "The authors' cifar10_nin.caffemodel.")
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder to make a run of; empty or new.')
-DATA_DIR = flags.DEFINE_string(
-    'data_dir', '', "Where `prepare` put the data; '' for TFDS's own default."
-)
+DATA_DIR = cli.define_data_dir()
 
 
 def main(argv: list[str]) -> int:
-    if argv[1:]:
-        raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
-    if not CAFFEMODEL.value:
-        raise UserError("--caffemodel is missing: name the authors' cifar10_nin.caffemodel")
-    if not WORKDIR.value:
-        raise UserError('--workdir is missing: name a folder to make, such as runs/authors')
+    cli.no_arguments(argv)
+    caffemodel = cli.required(CAFFEMODEL, "name the authors' cifar10_nin.caffemodel")
+    folder = pathlib.Path(cli.required(WORKDIR, 'name a folder to make, such as runs/authors'))
     from experiments.configs import cifar10
     from nin_jax.pretrained import import_caffe
 
     config = cifar10.get_config()
     config.model.blocks.mlpconv2.pool = 'avg'  # the Caffe model's second pooling; the paper: max
-    config.data.dir = DATA_DIR.value
-    folder = pathlib.Path(WORKDIR.value)
-    import_caffe.import_caffemodel(config, pathlib.Path(CAFFEMODEL.value), folder)
+    config.data.dir = DATA_DIR.value or ''
+    import_caffe.import_caffemodel(config, pathlib.Path(caffemodel), folder)
     print(
         f"'{folder}' is now a run with the authors' weights, at step 0; evaluate it with\n"
         '  python -m experiments.main --config=experiments/configs/cifar10.py '

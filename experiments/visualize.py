@@ -1,89 +1,110 @@
-"""Makes pictures of what a trained network sees.
+"""Draws what a trained network responds to: class activation maps, filters and mistakes.
 
     python -m experiments.visualize --workdir=runs/cifar10
     python -m experiments.visualize --workdir=runs/cifar10 --images=street.jpg --images=farm.png
 
 The first command scores the run's test split and writes, to the folder `pictures` of the run:
 
-    figure4.png    the paper's figure 4: class maps, of which the top 10 % of activations show
-    heatmaps.png   the predicted class's map laid over the image, a box round the hottest region
+    figure4.png    the paper's figure 4: the top 10 % of the activations in each class map
+    heatmaps.png   the predicted class's map over the image, with a box around its peak
     filters.png    the filters of the first convolution
-    confusion.png  what was taken for what, and each class's error
-    mistakes.png   the mistakes made with the highest confidence
+    confusion.png  the confusion matrix, with each class's error
+    mistakes.png   the mistakes with the highest confidence
+    index.html     all of them with the run's curves, config and command, in one file
 
-With --images, only those pictures are looked at, whatever their size, and no dataset is needed:
-each becomes a dense_<name>.png of where the likeliest classes are.
+With --images, only those pictures are scored, whatever their size, and no dataset is needed: each
+becomes a dense_<name>.png of where the likeliest classes are.
 """
 
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import cli
-from nin_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from nin_jax.pretrained.trained import Trained
+    from nin_jax.visualize import figures
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run, or of a release.')
 OUT = flags.DEFINE_string('out', None, 'Where to write the pictures; default WORKDIR/pictures.')
-IMAGES = flags.DEFINE_multi_string('images', [], 'A picture of your own; may be given repeatedly.')
+IMAGES = flags.DEFINE_multi_string('images', [], 'A picture to score; can be given repeatedly.')
 LONGEST = flags.DEFINE_integer(
     'longest',
     256,
-    'Scale --images down to so many pixels; objects should come out as large as in training.',
+    'Longest side of --images in pixels; best if objects are then as large as in training.',
     lower_bound=16,
     upper_bound=2048,
 )
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to look at; the newest if not given.')
-DATA_DIR = flags.DEFINE_string(
-    'data_dir', None, 'Where `prepare` put the data; where the run found it if not given.'
-)
+STEP = cli.define_step()
+DATA_DIR = cli.define_data_dir()
 
 
 def main(argv: list[str]) -> int:
-    if argv[1:]:
-        raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
-    if not WORKDIR.value:
-        raise UserError('--workdir is missing: name the folder of a run, such as runs/quickstart')
+    cli.no_arguments(argv)
+    workdir = cli.required(WORKDIR, cli.A_RUN)
     from nin_jax.data import images
-    from nin_jax.data.pipeline import open_source
-    from nin_jax.devices import use_compilation_cache
-    from nin_jax.pretrained import release
     from nin_jax.visualize import figures
 
-    folder = pathlib.Path(WORKDIR.value)
-    out = pathlib.Path(OUT.value) if OUT.value else folder / 'pictures'
-    photos = [images.read_photo(path) for path in IMAGES.value]  # mistakes first
-    use_compilation_cache()
-    run = release.load(folder, STEP.value)
+    pictures = [images.read_image(path) for path in IMAGES.value]  # mistakes show at once
+    network = cli.open_network(workdir, STEP.value)
+    out = pathlib.Path(OUT.value or pathlib.Path(workdir) / 'pictures')
     out.mkdir(parents=True, exist_ok=True)
 
-    def write(name: str, picture) -> None:
-        picture.save(out / name, optimize=True)
+    def write(name: str, drawn: 'Image.Image') -> None:
+        drawn.save(out / name, optimize=True)
         print(out / name, flush=True)
 
-    if photos:
-        figures.check_class_maps(run)
-        for path, image_HWC in zip(IMAGES.value, photos, strict=True):
-            image_HWC, done = images.to_channels(image_HWC, run.image_shape[-1])
+    if pictures:
+        figures.check_class_maps(network)
+        for path, image_HWC in zip(IMAGES.value, pictures, strict=True):
+            image_HWC, done = images.to_channels(image_HWC, network.image_shape[-1])
             if done:
                 print(f'{path}: {done}')
             image_HWC = images.shrink(image_HWC, LONGEST.value)
-            write(f'dense_{pathlib.Path(path).stem}.png', figures.dense(run, image_HWC))
+            write(f'dense_{pathlib.Path(path).stem}.png', figures.dense(network, image_HWC))
         return 0
 
-    if DATA_DIR.value is not None:
-        run.config.data.dir = DATA_DIR.value
-    split = open_source(run.config, run.config.data.eval).load()
-    print(f'scoring {len(split.labels):,} images ...', flush=True)
-    scored = figures.score(run, split)
-    if run.config.model.head == 'gap':
-        write('figure4.png', figures.figure4(run, scored))
-        write('heatmaps.png', figures.heat_maps(run, scored))
+    test = cli.eval_images(network, DATA_DIR.value)
+    print(f'scoring {len(test):,} images ...', flush=True)
+    scored = figures.score(network, test)
+    if network.config.model.head == 'gap':
+        write('figure4.png', figures.figure4(network, scored))
+        write('heatmaps.png', figures.heat_maps(network, scored))
     else:
         print('no figure4.png, no heatmaps.png: before a fully connected head, maps have no class')
-    write('filters.png', figures.filters(run))
+    write('filters.png', figures.filters(network))
     write('confusion.png', figures.confusion(scored))
     write('mistakes.png', figures.mistakes(scored))
+    write_page(pathlib.Path(workdir), network, scored, out)
     return 0
+
+
+def write_page(
+    folder: pathlib.Path, network: 'Trained', scored: 'figures.Scored', out: pathlib.Path
+) -> None:
+    """Writes index.html, with the pictures in it."""
+    from nin_jax.files import read_json
+    from nin_jax.runs.workdir import SUMMARY
+    from nin_jax.visualize import figures, html
+
+    summary = read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else {}
+    drawn = {caption: out / name for name, caption in CAPTIONS.items() if (out / name).exists()}
+    errors = figures.class_errors(scored)
+    (out / 'index.html').write_text(html.run_page(folder, network.config, summary, errors, drawn))
+    print(out / 'index.html')
+
+
+CAPTIONS = {
+    'figure4.png': 'Class maps, the top 10 % of activations (figure 4 of the paper)',
+    'heatmaps.png': 'Class activation maps over the images',
+    'mistakes.png': 'Mistakes with the highest confidence',
+    'confusion.png': 'Confusion',
+    'filters.png': 'Filters of the first convolution',
+}
 
 
 if __name__ == '__main__':

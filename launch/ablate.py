@@ -61,7 +61,7 @@ def runs_of(recipe: str) -> dict[str, tuple[str, ...]]:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='launch.ablate', allow_abbrev=False)
-    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.error = lambda message: sys.exit(cli.print_error(message))
     parser.add_argument('--workdir', required=True, help="folder of the runs' folders")
     parser.add_argument('--seeds', type=int, default=1, help='how many of each, from 0 on')
     parser.add_argument('--recipe', choices=SWITCHES, default='modern', help='whose switches')
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     names = args.only.split(',') if args.only else list(runs)
     for name in names:
         if name not in runs:
-            return cli.complain(f"--only: no run '{name}': choose from {', '.join(runs)}")
+            return cli.print_error(f"--only: no run '{name}': choose from {', '.join(runs)}")
     worst = 0
     for name in names:
         config, *back = runs[name]

@@ -78,9 +78,9 @@ PRESETS: dict[str, tuple[Experiment, ...]] = {
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog='launch.reproduce', description=__doc__.splitlines()[0], allow_abbrev=False
+        prog='launch.reproduce', description='Everything behind RESULTS.md.', allow_abbrev=False
     )
-    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.error = lambda message: sys.exit(cli.print_error(message))
     parser.add_argument('--preset', choices=PRESETS, required=True, help='which runs')
     parser.add_argument('--workdir', default='runs/reproduce', type=pathlib.Path)
     parser.add_argument('--only', default='', help='names of experiments, with commas between')
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     names = args.only.split(',') if args.only else list(experiments)
     for name in names:
         if name not in experiments:
-            return cli.complain(f"--only: no '{name}': choose from {', '.join(experiments)}")
+            return cli.print_error(f"--only: no '{name}': choose from {', '.join(experiments)}")
     chosen = [experiments[name] for name in names]
     if args.dry_run:
         return print_plan(chosen, args.workdir, others)

@@ -20,13 +20,13 @@ from nin_jax.runs.interrupt import RESUME_ME
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='launch.seeds', allow_abbrev=False)
-    parser.error = lambda message: sys.exit(cli.complain(message))
+    parser.error = lambda message: sys.exit(cli.print_error(message))
     parser.add_argument('--config', required=True, help='a page of experiments/configs/')
     parser.add_argument('--workdir', required=True, help="folder of the seeds' folders")
     parser.add_argument('--seeds', type=int, default=5, help='how many, from 0 on')
     args, others = parser.parse_known_args(argv)
     if args.seeds < 1 or any(word.lstrip('-').startswith('config.seed') for word in others):
-        return cli.complain(
+        return cli.print_error(
             '--seeds=N runs the seeds 0 to N - 1: give N of 1 or more, and no --config.seed'
         )
     folders = [pathlib.Path(args.workdir) / f'seed{seed}' for seed in range(args.seeds)]

@@ -10,7 +10,7 @@ from nin_jax import distributed
 from nin_jax.config import validate
 from nin_jax.data import catalog, preprocess
 from nin_jax.data.pipeline import fit_preprocess, load_data
-from nin_jax.devices import matmul_rate, use_compilation_cache
+from nin_jax.devices import use_compilation_cache
 from nin_jax.errors import CheckpointError
 from nin_jax.files import read_json
 from nin_jax.models.factory import fc_classes, layer_blocks
@@ -47,19 +47,19 @@ def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
             data = load_data(config)
             fitted = run.preprocess(lambda: fit_preprocess(config, data.train))
             trainer = make_trainer(config, data, fitted, pretrained_weights(config))
-        identity = {'preprocess': preprocess.digest(fitted), 'class_names': data.class_names}
-        keep, batch_size = config.checkpoint.keep, config.train.batch_size
-        with Recorder(run, trainer.plan, batch_size, keep, identity, clock) as recorder:
+        with Recorder(run, config, trainer.plan, fitted, data.class_names, clock) as recorder:
             state = recorder.resume(trainer.state_shapes(), fresh=lambda: trainer.start(0))
             announce(trainer, len(data.train), int(state.step))
             outcome = loop.fit(trainer, state, recorder)
             summary = summarize(
-                outcome, trainer.plan, recorder, config, parameters=count_parameters(state.params)
-            ) | {
-                'eval_images': len(data.eval),
-                'command': command,
-                'peak_flops': matmul_rate(),
-            }
+                outcome,
+                trainer.plan,
+                recorder,
+                config,
+                parameters=count_parameters(state.params),
+                eval_images=len(data.eval),
+                command=command,
+            )
         run.write_summary(summary)
         print(f"{sentence(summary)}  ->  '{folder}'")
         return EXIT_STATUS[outcome.status]

@@ -7,6 +7,7 @@ overrides, so that `--config.train.batch_size=256` moves everything that depends
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -53,7 +54,7 @@ class Block:
     stride: int = 1
 
 
-def block(features: tuple[int, ...], kernel: int, **fields: object) -> ConfigDict:
+def block(features: tuple[int, ...], kernel: int, **fields: Any) -> ConfigDict:
     """One row of a layer table as config keys; `fields` are those of `Block`."""
     return ConfigDict(dataclasses.asdict(Block(features, kernel, **fields)))
 
@@ -173,11 +174,12 @@ def smoke(config: ConfigDict) -> None:
     config.train.duration = '4steps'
     config.train.steps_per_call = 2
     config.train.batch_size = 32
+    config.train.microbatch = 0
     config.eval.every = '2steps'
     config.checkpoint.every = '2steps'
 
 
-def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
+def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
     """{'optim.lr': 0.1, ...}, in the config's own order."""
     flat = {}
     for key in config:

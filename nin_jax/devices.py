@@ -3,6 +3,7 @@
 import os
 import statistics
 import time
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -39,7 +40,7 @@ def make_mesh(devices: int) -> jax.sharding.Mesh:
     return mesh_of(available[: devices or len(available)])
 
 
-def mesh_of(devices: list[jax.Device]) -> jax.sharding.Mesh:
+def mesh_of(devices: list[Any]) -> jax.sharding.Mesh:
     """All of `devices` along one axis, 'data'."""
     return jax.make_mesh((len(devices),), ('data',), devices=devices, axis_types=(AxisType.Auto,))
 
@@ -68,7 +69,7 @@ def use_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
-def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
+def matmul_rate(size: int = 1024, repeats: int = 5) -> float:
     """FLOP/s of one device for a product of two float32 matrices, the median of `repeats`."""
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(lambda a: a @ a)

@@ -62,6 +62,11 @@ def from_os_error(e: OSError) -> UserError:
     )
 
 
+def one_line(e: BaseException) -> str:
+    """The first line of another library's error, cut to 150 characters."""
+    return (str(e).strip() or repr(e)).splitlines()[0][:150]
+
+
 def did_you_mean(name: str, known: Iterable[str], prefix: str = '') -> str:
     """', did you mean ...?' with the closest known name, or the list of what there is."""
     known = list(known)

@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, load_page
 
-from benchmarks import contestants, roof, scaling, startup, tables, throughput
+from benchmarks import backends, peak_flops, scaling, startup, tables, throughput
 from nin_jax.config import flatten
 from nin_jax.models.factory import layer_blocks
 from nin_jax.models.summary import layer_table
+from tests.helpers import ROOT, load_page
 
 
 def rows(**seconds) -> list[dict]:
@@ -42,14 +42,14 @@ def test_ratios_are_to_the_best_pytorch_of_the_same_dtype():
     assert of['ours']['images_per_s'] == 300  # the median round
     assert of['ours']['ratio_to_best_torch'] == 2.0
     assert of['ours bf16']['ratio_to_best_torch'] == 0.5
-    assert of['ours']['flop_per_s'] == 300 * 6 * contestants.macs_per_image('cifar10')
+    assert of['ours']['flop_per_s'] == 300 * 6 * backends.macs_per_image('cifar10')
 
 
-@pytest.mark.parametrize('network', contestants.NETWORKS)
+@pytest.mark.parametrize('network', backends.NETWORKS)
 def test_multiply_adds_are_the_layer_tables(network):
-    size, channels, classes = contestants.NETWORKS[network]
+    size, channels, classes = backends.NETWORKS[network]
     table = layer_table(layer_blocks(load_page(network), classes), (size, size, channels))
-    assert contestants.macs_per_image(network) == sum(row.macs for row in table)
+    assert backends.macs_per_image(network) == sum(row.macs for row in table)
 
 
 def test_the_page_shows_what_failed_and_the_share_of_the_roof():
@@ -71,7 +71,7 @@ def test_a_program_that_fails_is_a_row(tmp_path):
 
 def test_rate_is_of_the_median_call():
     calls = []
-    assert roof.rate(lambda: calls.append(1), size=10, repeats=3) > 0
+    assert peak_flops.rate(lambda: calls.append(1), size=10, repeats=3) > 0
     assert len(calls) == 4
 
 
@@ -91,5 +91,5 @@ def test_the_command(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True)
     results = json.loads(out.read_text())
     assert all(row['images_per_s'] > 0 for row in results['throughput'])
-    assert {'startup', 'scaling', 'roof', 'commit'} <= set(results)
+    assert {'startup', 'scaling', 'peak_flops', 'commit'} <= set(results)
     assert '## What the loop adds' in out.with_suffix('.md').read_text()

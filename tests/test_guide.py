@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-from helpers import ROOT, TINY_PAGE
+from tests.helpers import ROOT, TINY_PAGE
 
 GUIDE = (ROOT / 'docs' / 'guide.md').read_text()
 

@@ -128,7 +128,7 @@ def details(g: Group, network: str) -> str:
 def hardware(g: Group) -> str:
     """'2 CPUs (x86_64, 188 GFLOP/s in float32)', or '1 x NVIDIA H100 (...)'."""
     device = g.runs[0]['device']
-    peaks = [run['peak_flops'] for run in g.runs if 'peak_flops' in run]
+    peaks = [run['peak_flops'] for run in g.runs if run.get('peak_flops')]
     peak = f', {statistics.median(peaks) / 1e9:,.0f} GFLOP/s in float32' if peaks else ''
     if device['platform'] == 'cpu':
         return f'{device["cpus"]} CPUs ({device["machine"]}{peak})'

@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,13 @@ EVAL_BATCHES = 16  # batches of a stream that are scored in one dispatch
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A split on the device: images_NHWC, uint8 or preprocessed float32, and int32 labels_N."""
+    """A split on the device: images_NHWC, uint8 or preprocessed float32, and int32 labels_N.
 
-    images: jax.Array
-    labels: jax.Array
+    Where a program is compiled, their shapes take the arrays' place.
+    """
+
+    images: Any
+    labels: Any
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,10 +45,10 @@ class Examples:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """The batches of one call of S steps: images_SBHWC and labels_SB."""
+    """The batches of one call of S steps: images_SBHWC and labels_SB, or their shapes."""
 
-    images: jax.Array
-    labels: jax.Array
+    images: Any
+    labels: Any
 
 
 # ---- order ------------------------------------------------------------------------------------
@@ -185,22 +188,43 @@ class Stream:
 
         def next_batches(num_steps: int) -> Batches:
             images, labels = zip(*(next(batches) for _ in range(num_steps)), strict=True)
-            stacked = Batches(np.stack(images), np.stack(labels))
-            return place(stacked, self._sharding(None, 'data'))
+            return Batches(self._on_devices(np.stack(images)), self._on_devices(np.stack(labels)))
 
         return next_batches
+
+    def _on_devices(self, own_Sb: np.ndarray) -> jax.Array:
+        """This process's rows of S batches as an array over all processes, split by row."""
+        sharding, rows_b = self._sharding(None, 'data'), self._own_rows()
+        if sharding.is_fully_addressable:
+            return jax.device_put(own_Sb, sharding)
+
+        def shard(index: Any) -> np.ndarray:
+            wanted = np.arange(self.batch_size)[index[1]]
+            return own_Sb[:, np.searchsorted(rows_b, wanted)]
+
+        shape = (len(own_Sb), self.batch_size, *own_Sb.shape[2:])
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    def _own_rows(self) -> np.ndarray:
+        """The rows of a batch that the devices of this process hold, in order."""
+        where = self._sharding('data').addressable_devices_indices_map((self.batch_size,))
+        all_rows_B = np.arange(self.batch_size)
+        return np.unique(np.concatenate([all_rows_B[index] for index in where.values()]))
 
     def feed_shapes(self, num_steps: int) -> Batches:
         return Batches(*self._shapes(self._sharding(None, 'data'), num_steps, self.batch_size))
 
     def batches(self, attempt: int, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The batches of steps `first_step`, ... without end: images_BHWC and labels_B."""
-        order = HostOrder(self.seed, attempt, len(self))
+        """The batches of steps `first_step`, ... without end: images_BHWC and labels_B.
+
+        Of several processes, each reads only the rows that its own devices hold.
+        """
+        order, rows_b = HostOrder(self.seed, attempt, len(self)), self._own_rows()
 
         def read(step: int) -> tuple[np.ndarray, np.ndarray]:
-            positions_B = np.arange(self.batch_size) + step * self.batch_size
-            keys_B2 = np.stack([np.full_like(positions_B, order.key), positions_B], axis=-1)
-            return self.source.take(order(positions_B), keys_B2)
+            positions_b = rows_b + step * self.batch_size
+            keys_b2 = np.stack([np.full_like(positions_b, order.key), positions_b], axis=-1)
+            return self.source.take(order(positions_b), keys_b2)
 
         return self._read_ahead(read, first_step, 2**62, self.batch_size)
 

@@ -12,6 +12,7 @@ against its digest whenever it is opened.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nin_jax.errors import DataError
+from nin_jax.errors import DataError, UserError
 from nin_jax.files import file_sha256, lock, verify_checksum, with_checksum
 
 if TYPE_CHECKING:
@@ -55,6 +56,14 @@ def prepared(name: str, dataset: Dataset, root: Path) -> bool:
             f'another data_dir, and run  python -m experiments.prepare {name}'
         )
     return True
+
+
+def require_tfds() -> None:
+    """Raises UserError if TensorFlow Datasets, which training does not need, is not installed."""
+    if not importlib.util.find_spec('tensorflow_datasets'):
+        raise UserError(
+            "preparing a dataset needs tensorflow-datasets: run  pip install -e '.[prepare]'"
+        )
 
 
 def ready(name: str, dataset: Dataset, root: Path) -> Path:
@@ -164,6 +173,7 @@ def _up_to_date(folder: Path, source: Path) -> bool:
 
 
 def _build(name: str, dataset: Dataset, root: Path, folder: Path, source: Path) -> None:
+    require_tfds()
     from nin_jax.data import tfds_reader
 
     _check_files(name, dataset, root)

@@ -1,7 +1,9 @@
-"""Pictures from the user's disk, decoded with care, made into what a network was trained on."""
+"""Pictures from the user's disk, decoded safely and fitted to what a network was trained on."""
 
 import os
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,14 +14,33 @@ FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')
 MAX_PIXELS = 64_000_000  # a few hundred MB once decoded; phones stay below
 
 
-def read_photo(path: str | os.PathLike) -> np.ndarray:
-    """Decodes a picture file to uint8 (H, W, 3), RGB.
-
-    Turned upright as its EXIF data says; of an animation, the first frame; what is transparent
-    becomes white; 16-bit values are scaled to 8.
+def find(paths: Sequence[str | os.PathLike]) -> list[Path]:
+    """The files among the paths, and of each folder its pictures, sorted by name.
 
     Raises:
-      DataError: the file is missing, damaged, no picture, or too large to be decoded.
+      DataError: a folder holds no picture.
+    """
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    found = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+        if not inside:
+            raise DataError(f"'{path}' holds no picture: choose from {', '.join(FORMATS)}")
+        found += inside
+    return found
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Decodes an image file to uint8 (H, W, 3), RGB.
+
+    The image is rotated as its EXIF data says. Transparent pixels become white, and 16-bit values
+    are scaled to 8 bits. Of an animation, the first frame is read.
+
+    Raises:
+      DataError: the file is missing, damaged, no image, or too large to be decoded.
     """
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # our limit is lower
@@ -49,9 +70,9 @@ def read_photo(path: str | os.PathLike) -> np.ndarray:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith('I'):  # grey of 16 bits
-        grey_HW = np.clip(np.rint(np.asarray(image) / 257), 0, 255)
-        return Image.fromarray(grey_HW.astype(np.uint8)).convert('RGB')
+    if image.mode.startswith('I'):  # 16-bit gray
+        gray_HW = np.clip(np.rint(np.asarray(image) / 257), 0, 255)
+        return Image.fromarray(gray_HW.astype(np.uint8)).convert('RGB')
     if image.has_transparency_data:
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
@@ -59,22 +80,22 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_channels(image_HWC: np.ndarray, channels: int) -> tuple[np.ndarray, str]:
-    """RGB uint8 (H, W, 3) -> (H, W, channels), and what was done to it in words, if anything.
+    """RGB uint8 (H, W, 3) as (H, W, channels), and what was done to it in words ('' for nothing).
 
-    For one channel, the picture turns grey and, if the middle one of its border pixels is light,
-    negative: MNIST's digits are light on black.
+    For one channel, the image turns gray, and is inverted if the median of its border is light:
+    MNIST's digits are light on black.
     """
     if channels == 3:
         return image_HWC, ''
-    grey_HW = np.asarray(Image.fromarray(image_HWC).convert('L'))
-    border = [grey_HW[0], grey_HW[-1], grey_HW[:, 0], grey_HW[:, -1]]
+    gray_HW = np.asarray(Image.fromarray(image_HWC).convert('L'))
+    border = [gray_HW[0], gray_HW[-1], gray_HW[:, 0], gray_HW[:, -1]]
     if np.median(np.concatenate(border)) < 128:
-        return grey_HW[..., None], 'turned grey'
-    return 255 - grey_HW[..., None], 'turned grey and negative, as its border is light'
+        return gray_HW[..., None], 'turned gray'
+    return 255 - gray_HW[..., None], 'turned gray and inverted, as its border is light'
 
 
 def middle_square(image_HWC: np.ndarray) -> np.ndarray:
-    """The largest square in the middle."""
+    """The largest centered square of an image_HWC."""
     height, width = image_HWC.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -82,7 +103,7 @@ def middle_square(image_HWC: np.ndarray) -> np.ndarray:
 
 
 def resize(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 of (height, width), smoothed first where it shrinks (Lanczos)."""
+    """Scales a uint8 image_HWC to (height, width) by Lanczos resampling, with antialiasing."""
     if image_HWC.shape[:2] == size:
         return image_HWC
     planes = [
@@ -95,7 +116,7 @@ def resize(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def shrink(image_HWC: np.ndarray, longest: int) -> np.ndarray:
-    """Scales a picture down so that its longer side is `longest` pixels at most."""
+    """Scales an image_HWC down so that its longer side is `longest` pixels at most."""
     height, width = image_HWC.shape[:2]
     factor = min(1.0, longest / max(height, width))
     return resize(image_HWC, (max(1, round(height * factor)), max(1, round(width * factor))))

@@ -11,7 +11,7 @@ evaluation.
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
@@ -47,13 +47,14 @@ class FolderRecords:
 
     def read(self, row: int) -> tuple[np.ndarray, int]:
         path, label = self._files[row]
-        return images.read_photo(path), label
+        return images.read_image(path), label
 
 
 class TfdsRecords:
     """A part of a dataset that TFDS prepared, in its order."""
 
     def __init__(self, name: str, dataset: Dataset, root: Path, part: str):
+        cache.require_tfds()
         import tensorflow_datasets as tfds  # lazily: a second or two
 
         builder = tfds.builder(
@@ -83,8 +84,8 @@ class Photos:
     dataset: Dataset
     pieces: tuple[tuple[Records, range], ...]
     class_names: tuple[str, ...]
-    in_memory = False
-    dtype = np.dtype(np.uint8)
+    in_memory: ClassVar[bool] = False
+    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return sum(len(rows) for _, rows in self.pieces)

@@ -52,6 +52,7 @@ def prepare(name: str, data_dir: str = '', archives_dir: str = '') -> None:
 
 def _build(name: str, dataset: Dataset, root: Path, archives_dir: str) -> None:
     """Runs TFDS's own builder in a temporary folder and renames the result into place."""
+    cache.require_tfds()
     final = root / name / dataset.version
     if final.exists():
         raise DataError(f'{final} is there without a dataset_info.json: delete it and start again')

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -18,9 +18,14 @@ class Source(Protocol):
       mean_color: published mean of each channel, 0..255, or None where it is not published.
     """
 
-    class_names: tuple[str, ...]
-    in_memory: bool
-    mean_color: np.ndarray | None
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def in_memory(self) -> bool: ...
+
+    @property
+    def mean_color(self) -> np.ndarray | None: ...
 
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
@@ -52,8 +57,8 @@ class Arrays:
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...] = ()
-    in_memory = True
-    mean_color = None
+    in_memory: ClassVar[bool] = True
+    mean_color: ClassVar[np.ndarray | None] = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,6 +88,6 @@ class Arrays:
 
     def fingerprint(self) -> str:
         """SHA-256 over images and labels."""
-        sha = hashlib.sha256(np.ascontiguousarray(self.images))
-        sha.update(np.ascontiguousarray(self.labels))
+        sha = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        sha.update(np.ascontiguousarray(self.labels).data)
         return sha.hexdigest()

@@ -1,10 +1,12 @@
-"""Reads weights out of a .caffemodel, Caffe's binary protobuf, without Caffe or protobuf."""
+"""Reads the weights of a .caffemodel, Caffe's binary protobuf, without Caffe."""
 
+import functools
 import math
 import os
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from nin_jax.errors import CheckpointError
 
@@ -23,23 +25,54 @@ CIFAR10_KERNELS_HWIO = {
     'cccp6': (1, 1, 192, 10),
 }
 
-# Field numbers of caffe.proto.
-_NET_LAYERS_V1, _NET_LAYERS = 2, 100
-_NAME_AND_BLOBS = {_NET_LAYERS_V1: (4, 6), _NET_LAYERS: (1, 7)}
-_BLOB_OLD_SHAPE, _BLOB_DATA, _BLOB_SHAPE = (1, 2, 3, 4), 5, 7  # num, channels, height, width
-_SHAPE_DIM = 1
+# The fields of caffe.proto that hold weights: message -> {field: (number, type, whether
+# repeated)}. Sizes are unsigned here: the bytes are the same, and a negative one is too large.
+MESSAGES = {
+    'Net': {'layers_v1': (2, 'LayerV1', True), 'layers': (100, 'Layer', True)},
+    'LayerV1': {'name': (4, 'bytes', False), 'blobs': (6, 'Blob', True)},
+    'Layer': {'name': (1, 'bytes', False), 'blobs': (7, 'Blob', True)},
+    'Blob': {
+        'num': (1, 'uint64', False),
+        'channels': (2, 'uint64', False),
+        'height': (3, 'uint64', False),
+        'width': (4, 'uint64', False),
+        'data': (5, 'float', True),
+        'shape': (7, 'Shape', False),
+    },
+    'Shape': {'dim': (1, 'uint64', True)},
+}
 
-# Wire types of protobuf.
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+@functools.cache
+def net_parameter() -> type[message.Message]:
+    """The protobuf class of caffe.proto's NetParameter, with the fields of MESSAGES."""
+    field = descriptor_pb2.FieldDescriptorProto
+    scalars = {'bytes': field.TYPE_BYTES, 'uint64': field.TYPE_UINT64, 'float': field.TYPE_FLOAT}
+    file = descriptor_pb2.FileDescriptorProto(name='caffe.proto', package='caffe')
+    for name, fields in MESSAGES.items():
+        added = file.message_type.add(name=name)
+        for field_name, (number, kind, repeated) in fields.items():
+            added.field.add(
+                name=field_name,
+                number=number,
+                label=field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL,
+                type=scalars.get(kind, field.TYPE_MESSAGE),
+                type_name=f'.caffe.{kind}' if kind in MESSAGES else None,
+            )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName('caffe.Net'))
 
 
 def read_caffemodel(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
     """Layer name -> its blobs (weights, then biases) as float32 in their stored shape.
 
     A Caffe V1 blob has four dimensions: a convolution's weights are (out, in, height, width) and
-    its biases (1, 1, 1, out). Layers without blobs are left out. Raises CheckpointError for a
-    file that is missing, damaged or no Caffe model. The format carries no checksum, so a bit
-    flipped inside a weight goes unnoticed.
+    its biases (1, 1, 1, out). Layers without blobs are left out. The format has no checksum, so a
+    flipped bit inside a weight goes unnoticed.
+
+    Raises:
+      CheckpointError: the file is missing, damaged, too large or not a Caffe model.
     """
     try:
         with open(path, 'rb') as file:
@@ -49,17 +82,23 @@ def read_caffemodel(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f'it is larger than {MAX_BYTES >> 20} MiB')
-        blobs = _read_net(memoryview(data))
+        return _read_net(data)
+    except message.DecodeError as error:
+        raise CheckpointError(
+            f'{path} is not a Caffe model: it is damaged or ends too soon'
+        ) from error
     except ValueError as error:
         raise CheckpointError(f'{path} is not a Caffe model: {error}') from error
-    return blobs
 
 
 def import_nin(blobs: dict[str, list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
     """The authors' CIFAR-10 network, conv1 to cccp6, as (kernel_HWIO, bias_O) pairs of float32.
 
-    Caffe correlates, as JAX does, so no kernel is flipped; its input channels are R, G, B. Raises
-    CheckpointError for a layer that is missing, of another shape or not finite.
+    Caffe computes a cross-correlation, as JAX does, so no kernel is flipped. Its input channels are
+    red, green, blue.
+
+    Raises:
+      CheckpointError: a layer is missing, has another shape, or is not finite.
     """
     pairs = []
     for name, (height, width, into, out) in CIFAR10_KERNELS_HWIO.items():
@@ -81,95 +120,29 @@ def import_nin(blobs: dict[str, list[np.ndarray]]) -> list[tuple[np.ndarray, np.
     return pairs
 
 
-def _read_net(net: memoryview) -> dict[str, list[np.ndarray]]:
+def _read_net(data: bytes) -> dict[str, list[np.ndarray]]:
+    net: Any = net_parameter().FromString(data)
     layers = {}
-    for field, wire, value in _fields(net):
-        if field not in _NAME_AND_BLOBS or wire != _BYTES:
-            continue
-        name, blobs = _read_layer(value, *_NAME_AND_BLOBS[field])
-        if blobs and name in layers:
+    for layer in (*net.layers_v1, *net.layers):
+        name = layer.name.decode('utf-8')  # UnicodeDecodeError is a ValueError
+        if layer.blobs and name in layers:
             raise ValueError(f'two layers are named {name!r}')
-        if blobs:
-            layers[name] = blobs
+        if layer.blobs:
+            layers[name] = [_read_blob(blob) for blob in layer.blobs]
     if not layers:
         raise ValueError('it holds no layer with weights')
     return layers
 
 
-def _read_layer(layer: memoryview, name_field: int, blob_field: int):
-    name, blobs = '', []
-    for field, wire, value in _fields(layer):
-        if field == name_field and wire == _BYTES:
-            name = bytes(value).decode('utf-8')  # UnicodeDecodeError is a ValueError
-        elif field == blob_field and wire == _BYTES:
-            blobs.append(_read_blob(value))
-    return name, blobs
-
-
-def _read_blob(blob: memoryview) -> np.ndarray:
-    old_shape, shape, floats = {}, None, bytearray()
-    for field, wire, value in _fields(blob):
-        if field == _BLOB_DATA and wire in (_BYTES, _FIXED32):  # packed, or one float at a time
-            floats += value
-        elif field in _BLOB_OLD_SHAPE and wire == _VARINT:
-            old_shape[field] = value
-        elif field == _BLOB_SHAPE and wire == _BYTES:
-            shape = _read_shape(value)
-    if shape is None:
-        shape = tuple(old_shape.get(field, 1) for field in _BLOB_OLD_SHAPE)
-    if len(floats) != 4 * math.prod(shape):
-        raise ValueError(f'a blob of shape {shape} has {len(floats)} bytes of numbers')
-    return np.frombuffer(floats, '<f4').astype(np.float32).reshape(shape)
-
-
-def _read_shape(message: memoryview) -> tuple[int, ...]:
-    dims = []
-    for field, wire, value in _fields(message):
-        if field == _SHAPE_DIM and wire == _VARINT:
-            dims.append(value)
-        elif field == _SHAPE_DIM and wire == _BYTES:  # packed
-            at = 0
-            while at < len(value):
-                dim, at = _varint(value, at)
-                dims.append(dim)
-        if len(dims) > 32:  # numpy 1's limit, and Caffe's
-            raise ValueError('a blob has more than 32 dimensions')
-    return tuple(dims)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """(field number, wire type, value) of each field; an int for a varint, else its bytes."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        field, wire = tag >> 3, tag & 7
-        if field == 0:
-            raise ValueError('it has a field numbered 0')
-        if wire == _VARINT:
-            value, at = _varint(message, at)
-            yield field, wire, value
-            continue
-        if wire == _BYTES:
-            size, at = _varint(message, at)
-        elif wire in (_FIXED64, _FIXED32):
-            size = 8 if wire == _FIXED64 else 4
-        else:
-            raise ValueError(f'it has a field of wire type {wire}')
-        if size > len(message) - at:
-            raise ValueError('it ends too soon')
-        yield field, wire, message[at : at + size]
-        at += size
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The unsigned integer at `at`, 7 bits a byte, lowest first, and the place after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            raise ValueError('it ends too soon')
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError('it has an integer longer than 10 bytes')
+def _read_blob(blob: Any) -> np.ndarray:
+    """float32 of the blob's shape; blobs from before `shape` have four dimensions."""
+    if blob.HasField('shape'):
+        shape = tuple(blob.shape.dim)
+    else:
+        fields = ('num', 'channels', 'height', 'width')
+        shape = tuple(getattr(blob, f) if blob.HasField(f) else 1 for f in fields)
+    if len(shape) > 32:  # numpy 1's limit, and Caffe's
+        raise ValueError('a blob has more than 32 dimensions')
+    if len(blob.data) != math.prod(shape):
+        raise ValueError(f'a blob of shape {shape} has {4 * len(blob.data)} bytes of numbers')
+    return np.array(blob.data, np.float32).reshape(shape)

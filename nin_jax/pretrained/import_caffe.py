@@ -1,4 +1,4 @@
-"""The authors' weights as an ordinary run: its checkpoint, at step 0, holds theirs."""
+"""The authors' weights as an ordinary run with one checkpoint, at step 0."""
 
 import pathlib
 
@@ -33,11 +33,11 @@ from nin_jax.train.trainer import make_setup
 
 
 def import_caffemodel(config: ConfigDict, caffemodel: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the run into `folder`, its preprocessing fitted to the config's training split.
+    """Writes a run into `folder`, with its preprocessing fitted to the config's training split.
 
     Raises:
       CheckpointError: the file is missing, damaged or another network.
-      UserError: the folder holds a run already.
+      UserError: the folder already holds a run.
       DataError: the training images are not prepared.
     """
     validate(config)
@@ -79,9 +79,10 @@ def import_caffemodel(config: ConfigDict, caffemodel: pathlib.Path, folder: path
 
 
 def fill(params: dict, layers: list[tuple[np.ndarray, np.ndarray]]) -> dict:
-    """A parameter tree with its convolutions' (kernel_HWIO, bias_O) replaced, first to last.
+    """Replaces the (kernel_HWIO, bias_O) of a parameter tree's convolutions, first to last.
 
-    Raises ValueError if there are not as many, or not of the same shapes.
+    Raises:
+      ValueError: the number of layers or a shape differs.
     """
     convs = [
         (block, name)

@@ -181,7 +181,10 @@ def compare(
     session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
     parts = range(0, len(images_NHWC), chunk)
     theirs_NK = np.concatenate(
-        [session.run(['logits'], {'images': images_NHWC[i : i + chunk]})[0] for i in parts]
+        [
+            np.asarray(session.run(['logits'], {'images': images_NHWC[i : i + chunk]})[0])
+            for i in parts
+        ]
     )
     ours_NK = trained(images_NHWC)
     return Comparison(

@@ -75,6 +75,7 @@ def _blur(writer: Writer, x: str, channels: int, size: int = 7, sigma: float = 2
 
 def _whiten(writer: Writer, fitted: Preprocess, x: str) -> str:
     """ZCA where the images have the fitted size, `preprocess.whiten_any_size` elsewhere."""
+    assert fitted.mean_HWC is not None  # the recipe is gcn_zca
     height, width, channels = np.shape(fitted.mean_HWC)
     shape = writer.node('Shape', [x])
     start, end = writer.constant(np.array([2])), writer.constant(np.array([4]))

@@ -1,14 +1,14 @@
 """A released network: what `experiments.export` writes and `nin_jax.load` reads.
 
-    config.json         the config, class names, where it comes from; SHA-256 of every other file
+    config.json         the config, class names, provenance; SHA-256 of every other file
     model.safetensors   weights under the authors' layer names, and the preprocessing's arrays
-    model.stablehlo     preprocessing and network as one program; needs JAX, but nothing of ours
+    model.stablehlo     preprocessing and network as one program, which JAX runs on its own
     model.onnx          the same for ONNX runtimes, if asked for
     README.md           the model card
 
 A bundled release has neither program, and its kernels are stored in float16.
 
-Nothing in it is pickled. `config.json` carries a digest of itself as well, its seal.
+Nothing in it is pickled. `config.json` also carries a checksum of itself.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ PREPROCESS = 'preprocess.'  # prefix of its arrays among the weights
 
 
 def check_new(folder: pathlib.Path) -> None:
-    """Raises UserError if a release cannot be written: files are there, or packages are not."""
+    """Raises UserError if the folder holds files, or if a package that exports need is missing."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"'{folder}' holds files already: name another --out")
     _safetensors()
@@ -71,12 +72,12 @@ def write(
     provenance: dict,
     dtype: str = 'float32',
 ) -> None:
-    """Writes a release, whole or not at all; its files are readable by everyone.
+    """Writes a release, atomically: a killed process leaves nothing in its folder.
 
     Args:
       folder: new, or empty.
       trained: the network, from `stored_in` if dtype is not float32.
-      programs: {PROGRAM: what `stablehlo.serialise` returned, ONNX: what `onnx_graph.build` did},
+      programs: {PROGRAM: what `stablehlo.serialize` returned, ONNX: what `onnx_graph.build` did},
         or only one of them, or none.
       provenance: from `model_card.provenance`; goes into config.json and the model card.
       dtype: of the stored kernels, one of DTYPES; they are float32 again once loaded.
@@ -127,7 +128,11 @@ def write(
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Trained:
-    """Opens a release, or a run at `step` (its newest checkpoint if None); see `nin_jax.load`."""
+    """Opens a release, or a run at `step` (its newest checkpoint if None); see `nin_jax.load`.
+
+    Raises:
+      CheckpointError: a file is missing, damaged or not of a release or a run.
+    """
     path = bundled.resolve(pathlib.Path(path))
     folder = path if path.is_dir() else path.parent
     if not path.exists():
@@ -178,7 +183,7 @@ def pretrained_weights(config: ConfigDict) -> Callable[[], dict] | None:
 
 
 def _read_content(folder: pathlib.Path) -> dict:
-    """config.json, a release's or a run's."""
+    """Reads config.json of a release or a run."""
     path = folder / 'config.json'
     if not path.is_file():
         raise CheckpointError(
@@ -208,12 +213,12 @@ def named(tree: dict, names: dict[tuple[str, str], str]) -> dict[str, np.ndarray
 
 
 def _fill(template: dict, arrays: dict, names: dict, path: pathlib.Path) -> dict:
-    """The template's tree with `arrays` for its leaves; raises unless they are exactly those."""
+    """The template's tree with the named arrays as leaves; CheckpointError for one more or less."""
 
-    def take(key_path: tuple, leaf) -> jax.Array:
+    def take(key_path: tuple, leaf: jax.Array) -> jax.Array:
         name = leaf_name(key_path, names)
         if name not in arrays:
-            raise CheckpointError(f"'{path}' lacks {name}, which its config.json asks for")
+            raise CheckpointError(f"'{path}' lacks {name}, which config.json requires")
         array = arrays.pop(name)
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise CheckpointError(
@@ -225,14 +230,14 @@ def _fill(template: dict, arrays: dict, names: dict, path: pathlib.Path) -> dict
     arrays = dict(arrays)
     params = jax.tree_util.tree_map_with_path(take, template)
     if arrays:
-        raise CheckpointError(f"'{path}' holds {min(arrays)}, which its config.json does not know")
+        raise CheckpointError(f"'{path}' holds {min(arrays)}, which config.json does not know")
     return params
 
 
 _INSTALL = 'released networks need two more packages: pip install safetensors flatbuffers'
 
 
-def _safetensors():
+def _safetensors() -> ModuleType:
     try:
         import safetensors.numpy
     except ImportError:

@@ -1,4 +1,4 @@
-"""A trained network as one StableHLO program that needs JAX to run, but no code of ours.
+"""A trained network as one StableHLO program, which JAX runs without this package.
 
 import jax.export, numpy as np
 program = jax.export.deserialize(open('model.stablehlo', 'rb').read())
@@ -6,21 +6,22 @@ logits_BK, maps_BHWK = program.call(images_BHWC)    # uint8, any number of image
 """
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jax.export import deserialize, export, symbolic_shape
 
+from nin_jax.console import track
 from nin_jax.data.sources import Arrays
+from nin_jax.models.nin import apply
 from nin_jax.pretrained.trained import Trained
-from nin_jax.train.step import apply
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def serialise(trained: Trained) -> bytes:
-    """Preprocessing and network, weights inside, for every platform of PLATFORMS.
+def serialize(trained: Trained) -> bytes:
+    """Exports preprocessing and network, with the weights, for every platform of PLATFORMS.
 
-    The program takes uint8 images (B, H, W, C) of the size trained on and any B, and returns
+    The program takes uint8 images_BHWC of the size of the training images, for any B, and returns
     float32 logits_BK and class maps_BHWK.
     """
 
@@ -29,26 +30,26 @@ def serialise(trained: Trained) -> bytes:
         logits_BK, maps_BHWK = apply(trained.model, params, fitted(images_BHWC))
         return logits_BK, maps_BHWK.astype(jnp.float32)
 
-    # Numpy arrays become constants of the program, wherever it will run.
+    # Numpy arrays become constants of the program, on any platform.
     params, fitted = jax.tree.map(np.asarray, (trained.params, trained.preprocess))
     height, width, channels = trained.image_shape
-    shape = jax.export.symbolic_shape(f'b, {height}, {width}, {channels}')
+    shape = symbolic_shape(f'b, {height}, {width}, {channels}')
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return bytes(jax.export.export(score, platforms=PLATFORMS)(images).serialize())
+    return bytes(export(score, platforms=PLATFORMS)(images).serialize())
 
 
 def largest_difference(program: bytes, trained: Trained, count: int = 32) -> float:
-    """How far the program's logits are from the network's, at most, on `count` random images."""
+    """Largest absolute difference from the network's logits, on `count` random images."""
     rng = np.random.default_rng(0)
     images_NHWC = rng.integers(0, 256, (count, *trained.image_shape), np.uint8)
-    logits_NK, _ = jax.export.deserialize(program).call(images_NHWC)
+    logits_NK, _ = deserialize(bytearray(program)).call(images_NHWC)
     return float(np.abs(logits_NK - trained(images_NHWC)).max())
 
 
 def count_errors(program: bytes, split: Arrays, chunk: int = 250) -> int:
-    """How many images of a split the program takes for another class."""
-    call, errors = jax.jit(jax.export.deserialize(program).call), 0
-    for start in range(0, len(split.labels), chunk):
+    """How many images of a split the program classifies wrongly; shows a progress bar."""
+    call, errors = jax.jit(deserialize(bytearray(program)).call), 0
+    for start in track(range(0, len(split), chunk), 'scoring'):
         here = slice(start, start + chunk)
         predictions = np.argmax(call(split.images[here])[0], axis=-1)
         errors += int(np.sum(predictions != split.labels[here]))

@@ -1,4 +1,4 @@
-"""A trained run as something that scores pictures; its folder says all, no config page needed."""
+"""A trained network, opened from the folder of its run, that scores images."""
 
 import dataclasses
 import pathlib
@@ -10,6 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from nin_jax.config import unflatten, validate
+from nin_jax.console import quiet_absl, track
 from nin_jax.data import catalog, preprocess
 from nin_jax.data.pipeline import open_source
 from nin_jax.data.preprocess import Preprocess
@@ -28,50 +29,75 @@ from nin_jax.train.trainer import state_shapes
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What is left of a run when it is over.
+    """A trained network with its preprocessing.
 
     Attributes:
-      config: the run's own.
-      step: of the checkpoint.
-      model, params: as `nin_jax.step.apply` takes them; params are the state's `weights`.
-      preprocess: as fitted for the run.
+      config: the run's.
+      step: the checkpoint's.
+      model, params: the arguments of `nin_jax.models.nin.apply`; params are the state's `weights`.
+      preprocess: fitted to the run's training images.
       class_names: in label order.
-      image_shape: height, width, channels it was trained on.
-      stride: pixels between neighbouring cells of the class maps.
+      image_shape: (height, width, channels) of the training images.
+      stride: pixels between neighboring cells of the class maps.
     """
 
     config: ConfigDict
     step: int
     model: nnx.GraphDef
     params: dict
-    preprocess: preprocess.Preprocess
+    preprocess: Preprocess
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     stride: int
 
     def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
-        """The logits_NK alone of `score`."""
+        """float32 logits_NK of uint8 images; see `score`."""
         return self.score(images_NHWC)[0]
 
-    def score(self, images_NHWC: np.ndarray, chunk: int = 250) -> tuple[np.ndarray, np.ndarray]:
-        """Scores uint8 images, all of one size, whichever it is.
+    def score(
+        self, images_NHWC: np.ndarray, chunk: int = 250, progress: str = ''
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores images.
 
-        Returns float32 logits_NK and the class maps_NHWK whose means they are. Images of another
-        size than the network was trained on are whitened approximately (`whiten_any_size`).
+        Args:
+          images_NHWC: uint8, all of one size. A size other than that of the training images is
+            whitened approximately (`preprocess.whiten_any_size`).
+          chunk: how many images are scored in one dispatch.
+          progress: text of a progress bar on stderr; '' for none.
+
+        Returns:
+          float32 logits_NK and class maps_NHWK; with global average pooling, the logits are the
+          maps' means.
+
+        Raises:
+          DataError: the images do not have the network's number of channels.
+          ConfigError: the network has a fully connected head or local filters, and another size.
         """
+        starts = range(0, len(images_NHWC), chunk)
         parts = [
-            _score(self.params, self.preprocess, images_NHWC[i : i + chunk], self.model)
-            for i in range(0, len(images_NHWC), chunk)
+            jax.device_get(
+                _score(self.params, self.preprocess, images_NHWC[i : i + chunk], self.model)
+            )
+            for i in (track(starts, progress) if progress else starts)
         ]
-        logits, maps = zip(*jax.device_get(parts), strict=True)
+        logits, maps = zip(*parts, strict=True)
         return np.concatenate(logits), np.concatenate(maps).astype(np.float32)
 
     def features(
         self, images_NHWC: np.ndarray, layers: tuple[str, ...] = (), chunk: int = 250
     ) -> dict[str, np.ndarray]:
-        """What the named layers put out, or all, for uint8 images, all of one size.
+        """The outputs of the named layers, or of all.
 
-        Returns {name: float32 (N, H, W, C)}; the names are those of `nin_jax.features`.
+        Args:
+          images_NHWC: uint8, all of one size.
+          layers: names as in `nin_jax.models.features`; () for all.
+          chunk: how many images are scored in one dispatch.
+
+        Returns:
+          {name: float32 (N, H, W, C)}; logits are (N, K).
+
+        Raises:
+          ConfigError: the network has no such layer.
         """
         parts = [
             jax.device_get(
@@ -118,7 +144,7 @@ def open_network(
     class_names: tuple[str, ...],
     image_shape: tuple[int, int, int],
 ) -> Trained:
-    """A config and its weights as a network that scores images."""
+    """Builds the network of a config around its weights (parameters and running averages)."""
     model = abstract_model(config, image_shape, len(class_names))
     return Trained(
         config=config,
@@ -133,10 +159,10 @@ def open_network(
 
 
 def load_run(folder: pathlib.Path, step: int | None = None) -> Trained:
-    """Opens a run's newest whole checkpoint, or that at `step`, on one device.
+    """Opens a run's newest intact checkpoint, or that at `step`, on one device.
 
     Raises:
-      CheckpointError: `folder` does not hold a run, or is damaged.
+      CheckpointError: the folder holds no run, no such checkpoint, or is damaged.
     """
     flat = read_json(folder / CONFIG)
     config = read_config(flat, folder / CONFIG)
@@ -144,8 +170,12 @@ def load_run(folder: pathlib.Path, step: int | None = None) -> Trained:
     dataset, fitted = catalog.lookup(config.data.name), load_preprocess(folder)
     shapes = state_shapes(config, dataset)
     keep = config.checkpoint.keep
-    with Checkpoints(folder / 'checkpoints', keep, warn, read_only=True) as checkpoints:
-        restored = restore(checkpoints, shapes, flat, preprocess.digest(fitted), step)
+    digest = preprocess.digest(fitted)
+    with (
+        quiet_absl(),
+        Checkpoints(folder / 'checkpoints', keep, warn, read_only=True) as checkpoints,
+    ):
+        restored = restore(checkpoints, shapes, flat, digest, step)
     if restored is None:
         raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, meta = restored
@@ -161,7 +191,7 @@ def load_run(folder: pathlib.Path, step: int | None = None) -> Trained:
 
 
 def read_config(flat: dict, path: pathlib.Path) -> ConfigDict:
-    """The config that `flat`, read from `path`, stands for.
+    """Makes a config of the flat one that was read from `path`.
 
     Raises:
       CheckpointError: it is not the config of a run.

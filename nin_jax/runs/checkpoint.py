@@ -93,7 +93,8 @@ class Checkpoints:
             with distributed.together():
                 self._set_aside_unreadable_errors()
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
-        self._unsure = None  # step and content of a checkpoint that may not be on the disk yet
+        # Step and content of a checkpoint that may not be on the disk yet.
+        self._unsure: tuple[int, dict[str, Any]] | None = None
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -139,6 +140,7 @@ class Checkpoints:
         self._start_saving()
 
     def _start_saving(self) -> None:
+        assert self._unsure is not None
         step, content = self._unsure
         try:
             self._manager.save(step, **content)
@@ -150,6 +152,7 @@ class Checkpoints:
 
         Several attempts, because threads of the failed save may still be writing to the same place.
         """
+        assert self._unsure is not None
         step, content = self._unsure
         self._unsure = None
         with contextlib.suppress(Exception):

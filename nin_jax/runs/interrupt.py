@@ -25,4 +25,4 @@ class Interrupt:
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         self.requested = True
-        signal.signal(signum, self._previous[signum])
+        signal.signal(signum, self._previous[signal.Signals(signum)])

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from nin_jax import distributed
+from nin_jax.data import preprocess
+from nin_jax.data.preprocess import Preprocess
 from nin_jax.errors import CheckpointError
 from nin_jax.plan import Plan
 from nin_jax.runs.checkpoint import Checkpoints
@@ -18,21 +22,31 @@ class Recorder:
 
     Args:
       run: the run's folder.
+      config: the run's.
       plan: its durations.
-      batch_size: images a step.
-      keep: how many of the newest checkpoints to keep.
-      identity: JSON that every checkpoint carries beside the config: 'preprocess', the digest of
-        the preprocessing, and 'class_names'.
+      fitted: its preprocessing, which every checkpoint must match.
+      class_names: in label order.
       clock: seconds spent so far.
     """
 
     def __init__(
-        self, run: RunDir, plan: Plan, batch_size: int, keep: int, identity: dict, clock: Stopwatch
+        self,
+        run: RunDir,
+        config: ConfigDict,
+        plan: Plan,
+        fitted: Preprocess,
+        class_names: tuple[str, ...],
+        clock: Stopwatch,
     ):
         self.clock = clock
-        self._run, self._plan, self._batch_size = run, plan, batch_size
-        self._meta = {'config': run.flat, 'environment': environment(), **identity}
-        self._checkpoints = Checkpoints(run.path / 'checkpoints', keep, warn)
+        self._run, self._plan, self._batch_size = run, plan, config.train.batch_size
+        self._meta = {
+            'config': run.flat,
+            'environment': environment(),
+            'preprocess': preprocess.digest(fitted),
+            'class_names': class_names,
+        }
+        self._checkpoints = Checkpoints(run.path / 'checkpoints', config.checkpoint.keep, warn)
         self._metrics: Metrics | NullMetrics = NullMetrics()
 
     def __enter__(self) -> 'Recorder':
@@ -123,7 +137,7 @@ class Recorder:
 
 
 def restore(
-    checkpoints: Checkpoints, shapes: Any, flat: dict, preprocess: str, step: int | None = None
+    checkpoints: Checkpoints, shapes: Any, flat: dict, fitted: str, step: int | None = None
 ) -> tuple[Any, dict] | None:
     """The newest whole checkpoint, or that at `step`: (state, meta); None if there is none.
 
@@ -131,7 +145,7 @@ def restore(
       checkpoints: of the run.
       shapes: shapes, dtypes and shardings of the state.
       flat: the run's flat config.
-      preprocess: digest of the run's preprocessing.
+      fitted: digest of the run's preprocessing.
       step: a step to restore exactly.
 
     Raises:
@@ -147,7 +161,7 @@ def restore(
             f'the checkpoint at step {int(state.step)} belongs to another run, with '
             f'{key}={other!r}: restore the run from a copy'
         )
-    if meta['preprocess'] != preprocess:
+    if meta['preprocess'] != fitted:
         raise CheckpointError(
             f'{PREPROCESS} is not the one that this checkpoint was trained with: '
             'restore the run from a copy'

@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from nin_jax.devices import matmul_rate
 from nin_jax.plan import Plan
 from nin_jax.runs.environment import environment
 from nin_jax.runs.recorder import Recorder
@@ -11,7 +12,14 @@ from nin_jax.runs.workdir import flat_config
 
 
 def summarize(
-    outcome: Any, plan: Plan, recorder: Recorder, config: ConfigDict, parameters: int
+    outcome: Any,
+    plan: Plan,
+    recorder: Recorder,
+    config: ConfigDict,
+    *,
+    parameters: int,
+    eval_images: int,
+    command: str,
 ) -> dict:
     """The content of summary.json after training.
 
@@ -20,7 +28,9 @@ def summarize(
       plan: the run's.
       recorder: of the run, for its evaluations and seconds.
       config: the run's.
-      parameters: how many weights and biases the network has.
+      parameters: number of weights and biases of the network.
+      eval_images: number of images that its error is measured on.
+      command: what started it.
     """
     evals = [line for line in recorder.evals if line['attempt'] == outcome.attempt]
     best = min(evals, key=lambda line: line['error'], default=None)
@@ -29,14 +39,20 @@ def summarize(
         config,
         reason=outcome.reason,
         final_error=evals[-1]['error'] if outcome.status == 'done' and evals else None,
-        best_error=best and best['error'],
-        best_step=best and best['step'],
+        best_error=best['error'] if best else None,
+        best_step=best['step'] if best else None,
         step=outcome.step,
         epoch=outcome.step / plan.steps_per_epoch,
         attempt=outcome.attempt,
         parameters=parameters,
         seconds=recorder.clock.seconds,
-    ) | {'metrics_sha256': recorder.metrics_sha256()}
+    ) | {
+        'eval_images': eval_images,
+        'command': command,
+        'metrics_sha256': recorder.metrics_sha256(),
+        # Beside minutes, the machine's speed makes them comparable.
+        'peak_flops': matmul_rate() if outcome.status == 'done' else None,
+    }
 
 
 def summary(

@@ -111,7 +111,8 @@ class Calls:
     def __init__(self, trainer: Trainer, state: TrainState, clock: Stopwatch):
         self._trainer, self._clock = trainer, clock
         self._attempt, self._state_shapes = int(state.attempt), shapes(state)
-        self._side, self._feed = None, None
+        self._side: int | None = None
+        self._feed: Callable[[int], Examples | Batches] | None = None
 
     def __call__(self, start: int, end: int) -> tuple[jax.stages.Compiled, Examples | Batches]:
         """What makes the steps from `start` to `end`, all on images of one size."""
@@ -120,6 +121,7 @@ class Calls:
             if side != self._side:
                 self._side = side
                 self._feed = self._trainer.train(side).feed(self._attempt, start)
+            assert self._feed is not None
             batches = self._feed(end - start)
         return self.program(end - start, side), batches
 

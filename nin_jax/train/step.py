@@ -6,6 +6,7 @@ depend on the number of devices, and the state is all that a run needs to resume
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,11 +109,13 @@ def train_steps(
       augmentation and dropout) and 'dead_steps' (see `TrainState`).
     """
     order_key, augment_key, dropout_key = random_streams(setup.seed, state.attempt)
-    batches = examples
+    batches: Any = examples
     if isinstance(examples, Examples):
         batches = example_order(order_key, state.step, num_steps, setup.batch_size, len(examples))
 
-    def one_step(state: TrainState, batch: jax.Array | Batches):
+    def one_step(
+        state: TrainState, batch: jax.Array | Batches
+    ) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
         x_BHWC, labels_B = take_batch(examples, batch, preprocess, setup.mesh)
         x_BHWC, targets_B = setup.augment(
             jax.random.fold_in(augment_key, state.step), x_BHWC, labels_B
@@ -126,7 +129,7 @@ def train_steps(
             grads, state.opt_state, state.params, value=error
         )
         dead_steps = jnp.where(jnp.any(logits_BK != 0), 0, state.dead_steps + 1)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         state = TrainState(
             state.step + 1,
             state.attempt,
@@ -152,8 +155,8 @@ def moving_average(state: TrainState, weights: dict, decay: float) -> dict:
     At step t the decay is at most (1 + t) / (10 + t), so that the average forgets the initial
     weights even in a short run.
     """
-    decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-    return optax.incremental_update(weights, state.ema, 1 - decay)
+    capped = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return optax.incremental_update(weights, state.ema, 1 - capped)  # pyright: ignore
 
 
 def loss_and_gradient(
@@ -171,13 +174,15 @@ def loss_and_gradient(
     targets are labels, or probabilities of all classes.
     """
 
-    def loss_fn(params: dict, x_bHWC: jax.Array, targets_b: jax.Array, keys_b: jax.Array):
+    def loss_fn(
+        params: dict, x_bHWC: jax.Array, targets_b: jax.Array, keys_b: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, dict]]:
         model = nnx.merge(setup.model, nnx.State(join(params, stats or {})))
         logits_bK, _ = model(x_bHWC, keys_b, training=True)
         loss = jnp.sum(cross_entropy(logits_bK, targets_b)) / setup.batch_size
         return loss, (logits_bK, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
-    def add_piece(total, piece):
+    def add_piece(total: Any, piece: Any) -> tuple[Any, Any]:
         (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *piece)
         return jax.tree.map(jnp.add, total, (loss, grads)), aux
 
@@ -186,8 +191,8 @@ def loss_and_gradient(
     )
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
     (loss, grads), (logits_PbK, stats_P) = jax.lax.scan(add_piece, zero, pieces)
-    stats = jax.tree.map(lambda s_P: jnp.mean(s_P, axis=0), stats_P)  # one update a step
-    return loss, logits_PbK.reshape(setup.batch_size, -1), grads, stats
+    new_stats = jax.tree.map(lambda s_P: jnp.mean(s_P, axis=0), stats_P)  # one update a step
+    return loss, logits_PbK.reshape(setup.batch_size, -1), grads, new_stats
 
 
 def cross_entropy(logits_BK: jax.Array, targets_B: jax.Array) -> jax.Array:
@@ -208,7 +213,7 @@ def evaluate(
     n, batch_size = len(examples.labels), setup.eval_batch_size
     positions = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
 
-    def one_batch(sums, positions_B: jax.Array):
+    def one_batch(sums: tuple, positions_B: jax.Array) -> tuple[tuple, None]:
         x_BHWC, labels_B = take_batch(
             examples, jnp.minimum(positions_B, n - 1), preprocess, setup.mesh
         )
@@ -233,7 +238,7 @@ def score(setup: Setup, weights: dict, x_BHWC: jax.Array) -> jax.Array:
 
 
 def take_batch(
-    examples: Examples,
+    examples: Examples | Batches,
     batch: jax.Array | Batches,
     preprocess: Preprocess,
     mesh: jax.sharding.Mesh,

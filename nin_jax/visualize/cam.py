@@ -1,21 +1,24 @@
-"""Class activation maps: where in a picture the network sees what.
+"""Class activation maps: where in an image the evidence for each class is.
 
-The last mlpconv puts out one map per class and the logits are the maps' means, so the maps are
-there for the looking: section 4.7 and figure 4 of the paper. Zhou et al. (Learning Deep Features
-for Discriminative Localization, 2016) laid them over the picture and drew boxes around what is hot.
+The last mlpconv outputs one map per class and the logits are the maps' means, so the maps localize
+the classes without further training: section 4.7 and figure 4 of the paper. Zhou et al. 2016
+(Learning Deep Features for Discriminative Localization) drew them over the image, with boxes.
 
-All on the host, in numpy. Array axes: N images, H height, W width, K classes.
+Everything runs on the host, in numpy. Array axes: N images, H height, W width, K classes.
 """
+
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels; ends exclusive
+
 
 def top_fraction_mask(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
-    """Marks the greatest `fraction` of all values, ties included: bool of the same shape.
+    """Marks the largest `fraction` of all values, ties included: bool of the same shape.
 
-    A value of 0 or less is no activation and never marked. Figure 4 shows "only top 10%
-    activations".
+    Values of 0 or less are never marked. Figure 4 of the paper shows "only top 10% activations".
     """
     keep = round(fraction * values.size)
     if keep == 0:
@@ -27,59 +30,55 @@ def top_fraction_mask(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
 def upsample(
     maps_HWK: np.ndarray, size: tuple[int, int], stride: float, offset: float
 ) -> np.ndarray:
-    """Bilinear: float32 (height, width, K), each cell centred on the pixel that it is about.
+    """Bilinear interpolation of class maps to pixels: float32 (height, width, K).
 
     Args:
-      maps_HWK: float.
+      maps_HWK: class maps, float.
       size: height and width in pixels.
-      stride: pixels between the centres of neighbouring cells.
-      offset: the pixel at the centre of the first cell. Beyond the outermost centres the edge is
-        repeated.
+      stride: pixels between the centers of neighboring cells.
+      offset: the pixel at the center of the first cell. The edge is repeated beyond the outermost
+        centers.
     """
-    out = maps_HWK.astype(np.float32)
-    for axis, pixels in enumerate(size):
-        last = out.shape[axis] - 1
-        position = np.clip((np.arange(pixels) - offset) / stride, 0, last)
-        low = np.floor(position).astype(int)
-        weight = (position - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (-1, 1))
-        high = np.minimum(low + 1, last)
-        out = out.take(low, axis) * (1 - weight) + out.take(high, axis) * weight
-    return out
+    positions = [(np.arange(pixels) - offset) / stride for pixels in size]
+    grid = np.meshgrid(*positions, indexing='ij')
+    maps_KHW = np.moveaxis(maps_HWK.astype(np.float32), -1, 0)
+    up = [ndimage.map_coordinates(map_HW, grid, order=1, mode='nearest') for map_HW in maps_KHW]
+    return np.stack(up, axis=-1)
 
 
 def lay_over(
     maps_HWK: np.ndarray, image_size: tuple[int, int], scale: float, stride: int
 ) -> np.ndarray:
-    """Upsamples class maps to an image enlarged `scale` times.
+    """Upsamples class maps to an image of (height, width) that is enlarged `scale` times.
 
-    Behind 3x3/2 poolings without padding the first cell, one of every `stride` pixels, has its
-    centre at pixel `stride - 1` of the image.
+    With 3x3/2 poolings that do not pad, cells are `stride` pixels apart and the center of the first
+    is at pixel `stride - 1` of the image.
     """
-    size = tuple(max(1, round(side * scale)) for side in image_size)
-    return upsample(maps_HWK, size, stride * scale, (stride - 0.5) * scale - 0.5)
+    height, width = (max(1, round(side * scale)) for side in image_size)
+    return upsample(maps_HWK, (height, width), stride * scale, (stride - 0.5) * scale - 0.5)
 
 
 def evidence(maps_HWK: np.ndarray, sigma: float = 1.5) -> np.ndarray:
-    """What speaks for each class, and at each place, more than for the other classes.
+    """The evidence for each class beyond that for all classes: float32 (H, W, K), 0 or more.
 
-    The maps, blurred by a Gaussian of `sigma` cells (an average over the neighbourhood, as global
-    average pooling takes it over the image), less their mean over the classes, which no softmax
-    sees; 0 where that is negative. float32 (H, W, K).
+    The maps are blurred by a Gaussian of `sigma` cells: a local average, where global average
+    pooling averages over the image. Their mean over the classes, which a softmax ignores, is
+    subtracted, and negative values become 0.
     """
     blurred_HWK = ndimage.gaussian_filter(maps_HWK.astype(np.float32), (sigma, sigma, 0))
     return np.maximum(blurred_HWK - blurred_HWK.mean(-1, keepdims=True), 0)
 
 
-def hottest_box(heat_HW: np.ndarray, fraction: float = 0.5) -> tuple[int, int, int, int] | None:
-    """The box (top, left, bottom, right), ends exclusive, around the hottest region.
+def hottest_box(heat_HW: np.ndarray, fraction: float = 0.5) -> Box | None:
+    """The box around the hottest region; None for a flat map.
 
-    That is the connected region around the maximum of all that lies above `fraction` of the way
-    from the least to the greatest value. None for a flat map.
+    The region is connected, holds the maximum, and its values are above `fraction` of the range
+    from the minimum to the maximum.
     """
     low, high = float(heat_HW.min()), float(heat_HW.max())
     if not high > low:
         return None
-    regions_HW, _ = ndimage.label(heat_HW >= low + fraction * (high - low))
+    regions_HW = _regions(heat_HW >= low + fraction * (high - low))
     peak = np.unravel_index(np.argmax(heat_HW), heat_HW.shape)
     rows, columns = np.nonzero(regions_HW == regions_HW[peak])
     return int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
@@ -87,17 +86,17 @@ def hottest_box(heat_HW: np.ndarray, fraction: float = 0.5) -> tuple[int, int, i
 
 def find_objects(
     evidence_HWK: np.ndarray, fraction: float = 0.35, smallest: float = 1
-) -> list[tuple[int, tuple[int, int, int, int]]]:
-    """(class, box) of each region where some class's evidence is strong, the strongest first.
+) -> list[tuple[int, Box]]:
+    """(class, box) of each region where the evidence for some class is strong, strongest first.
 
-    A region is connected and holds the places above `fraction` of the picture's greatest evidence;
-    its class is that with the most evidence in it. Boxes are (top, left, bottom, right), ends
-    exclusive; those less than `smallest` high or wide are left out.
+    A region is connected, and its evidence is at least `fraction` of the image's maximum. Its class
+    is the one with the largest sum of evidence in it. Boxes lower or narrower than `smallest`
+    pixels are left out.
     """
     strength_HW = evidence_HWK.max(-1)
     if not strength_HW.max() > 0:
         return []
-    regions_HW, _ = ndimage.label(strength_HW >= fraction * strength_HW.max())
+    regions_HW = _regions(strength_HW >= fraction * strength_HW.max())
     found = []
     for region, (rows, columns) in enumerate(ndimage.find_objects(regions_HW), start=1):
         if min(rows.stop - rows.start, columns.stop - columns.start) < smallest:
@@ -108,25 +107,25 @@ def find_objects(
     return [(k, box) for _, k, box in sorted(found, key=lambda region: -region[0])]
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis."""
-    e = np.exp(logits - logits.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+def _regions(mask_HW: np.ndarray) -> np.ndarray:
+    """Connected regions of a mask, numbered from 1; 0 outside of them."""
+    labeled: Any = ndimage.label(mask_HW)
+    return labeled[0]
 
 
 def confusion(labels_N: np.ndarray, predictions_N: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts (K, K): images of class `row` that were taken for class `column`."""
+    """The confusion matrix: int (K, K), images of class `row` that were predicted as `column`."""
     pairs = labels_N * num_classes + predictions_N
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def worst_mistakes(probabilities_NK: np.ndarray, labels_N: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the images that were wrong with the highest confidence, worst first."""
+    """Indices of at most `count` wrong predictions, the highest probability first."""
     wrong = np.flatnonzero(probabilities_NK.argmax(-1) != labels_N)
     return wrong[np.argsort(-probabilities_NK[wrong].max(-1), kind='stable')][:count]
 
 
 def first_of_each_class(labels_N: np.ndarray, num_classes: int) -> np.ndarray:
-    """Index of the first image of each class that there is one of, by class."""
+    """Index of the first image of each class that has an image, in class order."""
     classes, first = np.unique(labels_N, return_index=True)
     return first[classes < num_classes]

@@ -37,8 +37,8 @@ def write(out: Path, trained: Trained, runtime: Path | None = None) -> None:
       UserError: `runtime` lacks a file, or the package onnx is not installed.
       ConfigError: the network has no ONNX form.
     """
-    for name in RUNTIME_FILES if runtime else ():
-        if not (runtime / name).is_file():
+    for name in RUNTIME_FILES:
+        if runtime is not None and not (runtime / name).is_file():
             raise UserError(
                 f"--runtime={runtime}: no '{name}' there; name the folder dist of the npm package "
                 'onnxruntime-web'

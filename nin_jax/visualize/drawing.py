@@ -1,44 +1,36 @@
-"""Draws what the network sees, with Pillow alone: tiles with captions, laid out in a sheet.
+"""Draws arrays: tiles with captions on a sheet, heat maps, filters and the confusion matrix.
 
-Everything takes arrays and gives a `PIL.Image`; what is drawn is computed in nin_jax/cam.py.
+Everything returns a `PIL.Image`; what is drawn is computed in cam.py.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-INK, PAPER, GREY = (32, 33, 36), (255, 255, 255), (128, 132, 138)
+Color = tuple[int, int, int]
+
+INK, PAPER, GRAY = (32, 33, 36), (255, 255, 255), (128, 132, 138)
 RIGHT, WRONG = (0, 158, 96), (214, 56, 44)  # frames and boxes
 GAP, LINE = 8, 15  # pixels between tiles; height of a line of text
-
-# Eight points on the way from black over violet and orange to pale yellow.
-HEAT = np.array(
-    [
-        [0, 0, 4],
-        [40, 11, 84],
-        [101, 21, 110],
-        [159, 42, 99],
-        [212, 72, 66],
-        [245, 125, 21],
-        [250, 193, 39],
-        [252, 255, 164],
-    ]
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A picture in a sheet: an optional frame round it, lines of text below it."""
+    """An image on a sheet, with an optional frame and lines of text below it."""
 
     image: Image.Image
     caption: tuple[str, ...] = ()
-    frame: tuple[int, int, int] | None = None
+    frame: Color | None = None
 
 
 def sheet(tiles: Sequence[Tile], columns: int, title: str = '') -> Image.Image:
-    """Lays tiles out row by row; columns are as wide, and rows as high, as the largest tile."""
+    """Lays tiles out row by row in cells of the largest tile's width and height."""
     width = max(t.image.width for t in tiles) + GAP
     height = max(t.image.height + LINE * len(t.caption) for t in tiles) + GAP
     top = GAP + (24 if title else 0)
@@ -56,65 +48,61 @@ def sheet(tiles: Sequence[Tile], columns: int, title: str = '') -> Image.Image:
         for j, line in enumerate(tile.caption):
             text = _shorten(line, 11, width - GAP // 2)
             draw.text(
-                (x, y + tile.image.height + 2 + j * LINE), text, GREY if j else INK, _font(11)
+                (x, y + tile.image.height + 2 + j * LINE), text, GRAY if j else INK, _font(11)
             )
     return page
 
 
-def stack(pages: Sequence[Image.Image]) -> Image.Image:
-    """Pages one below the other."""
-    size = (max(p.width for p in pages), sum(p.height for p in pages))
+def stack(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets one below the other."""
+    size = (max(s.width for s in sheets), sum(s.height for s in sheets))
     out, y = Image.new('RGB', size, PAPER), 0
-    for page in pages:
-        out.paste(page, (0, y))
-        y += page.height
+    for image in sheets:
+        out.paste(image, (0, y))
+        y += image.height
     return out
 
 
 def enlarge(image_HWC: np.ndarray, side: int) -> Image.Image:
-    """A uint8 image, (H, W, 1 or 3), its longer side `side` pixels; shown smooth."""
+    """A uint8 image (H, W, 1 or 3), interpolated so that its longer side is `side` pixels."""
     image = Image.fromarray(image_HWC.squeeze(-1) if image_HWC.shape[-1] == 1 else image_HWC)
     factor = side / max(image.size)
-    size = tuple(max(1, round(s * factor)) for s in image.size)
-    return image.convert('RGB').resize(size, Image.Resampling.BICUBIC)
+    width, height = (max(1, round(s * factor)) for s in image.size)
+    return image.convert('RGB').resize((width, height), Image.Resampling.BICUBIC)
 
 
-def colour(values_HW: np.ndarray) -> np.ndarray:
-    """Values 0..1 in the colours of heat: uint8 (H, W, 3)."""
-    position = np.clip(values_HW, 0, 1) * (len(HEAT) - 1)
-    points = np.arange(len(HEAT))
-    return np.stack([np.interp(position, points, HEAT[:, c]) for c in range(3)], -1).astype(
-        np.uint8
-    )
+def heat_color(values_HW: np.ndarray) -> np.ndarray:
+    """Values 0..1 in matplotlib's inferno colors: uint8 (H, W, 3)."""
+    return matplotlib.colormaps['inferno'](np.clip(values_HW, 0, 1), bytes=True)[..., :3]
 
 
-def overlay(picture: Image.Image, heat_HW: np.ndarray) -> Image.Image:
-    """Heat 0..1, of the picture's height and width, laid over the picture turned grey."""
+def overlay(image: Image.Image, heat_HW: np.ndarray) -> Image.Image:
+    """Heat 0..1, of the image's height and width, over the image in gray."""
     heat_HW1 = heat_HW[..., None]
-    grey_HW1 = np.asarray(picture.convert('L'), np.float32)[..., None]
+    gray_HW1 = np.asarray(image.convert('L'), np.float32)[..., None]
     alpha = 0.2 + 0.55 * np.clip(heat_HW1, 0, 1)
-    mixed_HWC = (1 - alpha) * grey_HW1 + alpha * colour(heat_HW1[..., 0])
+    mixed_HWC = (1 - alpha) * gray_HW1 + alpha * heat_color(heat_HW)
     return Image.fromarray(np.clip(mixed_HWC, 0, 255).astype(np.uint8))
 
 
 def with_box(
-    picture: Image.Image, box: tuple[int, int, int, int] | None, ink, name: str = ''
+    image: Image.Image, box: tuple[int, int, int, int] | None, ink: Color, name: str = ''
 ) -> Image.Image:
-    """Draws a box (top, left, bottom, right), ends exclusive, and a name in its upper corner."""
-    picture = picture.copy()
+    """Draws a box (top, left, bottom, right), ends exclusive, and a name at its upper corner."""
+    image = image.copy()
     if box:
-        (top, left, bottom, right), draw = box, ImageDraw.Draw(picture)
+        (top, left, bottom, right), draw = box, ImageDraw.Draw(image)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=ink, width=2)
         if name:  # above the box where there is room
             length = _font(11).getlength(name)
-            left, top = min(left, round(picture.width - length - 6)), max(0, top - LINE)
+            left, top = min(left, round(image.width - length - 6)), max(0, top - LINE)
             draw.rectangle((left, top, left + length + 5, top + LINE), fill=ink)
             draw.text((left + 3, top + 1), name, PAPER, _font(11))
-    return picture
+    return image
 
 
-def label(text: Sequence[tuple[str, tuple[int, int, int]]], size: tuple[int, int]) -> Image.Image:
-    """Lines of text, each in its colour, on paper: a tile that says what a row is."""
+def label(text: Sequence[tuple[str, Color]], size: tuple[int, int]) -> Image.Image:
+    """Lines of text, each in its color, as an image of (width, height): a row's label."""
     image = Image.new('RGB', size, PAPER)
     draw = ImageDraw.Draw(image)
     for i, (line, ink) in enumerate(text):
@@ -122,75 +110,59 @@ def label(text: Sequence[tuple[str, tuple[int, int, int]]], size: tuple[int, int
     return image
 
 
-def matrix(counts_KK: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-    """A confusion matrix: rows are true classes, columns what they were taken for.
+def confusion_matrix(counts_KK: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+    """A confusion matrix, each true class a row, with its error beside its name.
 
-    Cells are shaded by their share of the row; figures are drawn where there is room for them. On
-    the right, each class's error.
+    A cell's color is its share of the row, mistakes four times as strong; up to 20 classes, its
+    count is written in it.
     """
-    n, cell = len(counts_KK), 48 if len(counts_KK) <= 20 else 14
-    font = _font(13 if cell > 20 else 10)
-    left = round(max(font.getlength(name) for name in class_names)) + 20
-    top = left + 24
-    page = Image.new('RGB', (left + n * cell + 80, top + n * cell + 12), PAPER)
-    draw = ImageDraw.Draw(page)
+    n, total = len(counts_KK), counts_KK.sum()
     share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
-    for row in range(n):
-        y = top + row * cell
-        draw.text((left - 8, y + cell / 2), class_names[row], INK, font, anchor='rm')
-        _upright(page, class_names[row], (left + row * cell, top - 8), cell, font)
-        for column in range(n):
-            hue = RIGHT if row == column else WRONG
-            share = share_KK[row, column] * (1 if row == column else 4)  # mistakes are few
-            _cell(draw, (left + column * cell, y), cell, counts_KK[row, column], share, hue, font)
-        error = f'{1 - share_KK[row, row]:.1%}'
-        draw.text((left + n * cell + 10, y + cell / 2), error, GREY, font, anchor='lm')
-    wrong, total = counts_KK.sum() - np.trace(counts_KK), counts_KK.sum()
-    title = f'{wrong:,} of {total:,} wrong: {wrong / max(total, 1):.2%}'
-    draw.text((8, 8), title, INK, _font(15))
-    draw.text((left + n * cell + 10, top - 14), 'error', GREY, font, anchor='lm')
-    return page
-
-
-def _cell(draw, corner: tuple[int, int], side: int, count: int, share: float, hue, font) -> None:
-    """A cell of the matrix, the stronger in its hue the greater its share."""
-    (x, y), share = corner, min(1.0, share)
-    fill = tuple(round(255 + (h - 255) * share) for h in hue)
-    draw.rectangle((x, y, x + side - 2, y + side - 2), fill=fill)
-    if side > 20 and count:
-        ink = PAPER if share > 0.6 else INK
-        draw.text((x + side / 2 - 1, y + side / 2 - 1), f'{count:,}', ink, font, anchor='mm')
-
-
-def _upright(page: Image.Image, text: str, corner: tuple[int, int], width: int, font) -> None:
-    """Text read from below, its end at `corner`, over a column `width` pixels wide."""
-    length, height = round(font.getlength(text)) + 2, 16
-    line = Image.new('RGB', (length, height), PAPER)
-    ImageDraw.Draw(line).text((0, height / 2), text, INK, font, anchor='lm')
-    page.paste(
-        line.rotate(90, expand=True), (corner[0] + (width - height) // 2, corner[1] - length)
-    )
+    shade_KK = np.where(np.eye(n, dtype=bool), share_KK, -np.minimum(1, 4 * share_KK))
+    inch = 0.48 if n <= 20 else 0.16
+    figure = Figure(figsize=(n * inch + 2.5, n * inch + 2), dpi=100, layout='constrained')
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colors = [np.array(color) / 255 for color in (WRONG, PAPER, RIGHT)]
+    map_ = LinearSegmentedColormap.from_list('confusion', colors)
+    axes.imshow(shade_KK, map_, vmin=-1, vmax=1)
+    size = 9 if n <= 20 else 7
+    rows = [f'{name}  {1 - share_KK[k, k]:.1%}' for k, name in enumerate(class_names)]
+    axes.set_yticks(range(n), rows, size=size)
+    axes.set_xticks(range(n), list(class_names), size=size, rotation=90)
+    axes.xaxis.tick_top()
+    axes.set_xlabel('predicted')
+    axes.set_ylabel('true class and its error')
+    axes.tick_params(length=0)
+    for row, column in np.argwhere(counts_KK) if n <= 20 else ():
+        ink = 'white' if abs(shade_KK[row, column]) > 0.6 else 'black'
+        count = f'{counts_KK[row, column]:,}'
+        axes.text(column, row, count, size=9, color=ink, ha='center', va='center')
+    wrong = total - np.trace(counts_KK)
+    axes.set_title(f'{wrong:,} of {total:,} wrong: {wrong / max(total, 1):.2%}', loc='left')
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
 
 
 def kernels(kernel_HWIO: np.ndarray, columns: int = 16, scale: int = 8) -> Image.Image:
-    """First-layer filters, each stretched to the full range of its own values.
+    """First-layer filters, each scaled by its own largest absolute value.
 
-    Three input channels are red, green and blue; of any other number, the mean is shown.
+    Three input channels are red, green and blue; of any other number the mean is drawn.
     """
     kernel_OHWI = kernel_HWIO.transpose(3, 0, 1, 2).astype(np.float32)
     if kernel_OHWI.shape[-1] != 3:
         kernel_OHWI = kernel_OHWI.mean(-1, keepdims=True).repeat(3, -1)
-    # Zero is the same middle grey in all.
+    # Zero is the same medium gray in all.
     most_O111 = np.abs(kernel_OHWI).max((1, 2, 3), keepdims=True)
     pixels = np.rint(127.5 + 127.5 * kernel_OHWI / np.maximum(most_O111, 1e-12)).astype(np.uint8)
     size = (kernel_HWIO.shape[1] * scale, kernel_HWIO.shape[0] * scale)
     tiles = [Tile(Image.fromarray(p).resize(size, Image.Resampling.NEAREST)) for p in pixels]
     return sheet(
-        tiles, columns, f'{len(tiles)} filters of the first convolution, each to its own scale'
+        tiles, columns, f'{len(tiles)} filters of the first convolution, each on its own scale'
     )
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 

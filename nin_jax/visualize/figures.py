@@ -1,23 +1,30 @@
-"""The pictures of `experiments.visualize` and `experiments.predict`: scores in, sheets out."""
+"""The figures of `experiments.visualize` and `experiments.predict`: scores in, images out."""
 
 import dataclasses
 
 import numpy as np
 from PIL import Image
+from scipy.special import softmax
 
 from nin_jax.data import images
 from nin_jax.data.sources import Arrays
 from nin_jax.errors import ConfigError
 from nin_jax.pretrained.trained import Trained
 from nin_jax.visualize import cam, drawing
-from nin_jax.visualize.drawing import GREY, INK, RIGHT, WRONG, Tile
+from nin_jax.visualize.drawing import GRAY, INK, RIGHT, WRONG, Color, Tile
 
-SIDE, DENSE = 96, 320  # longer side of an image in a sheet, and of a larger picture; pixels
+SIDE, DENSE = 96, 320  # longer side in pixels: of an image on a sheet, of one on its own
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A split with what the network makes of it."""
+    """A split and the network's outputs for it.
+
+    Attributes:
+      split: N images and labels.
+      probabilities_NK: float32, of K classes.
+      maps_NHWK: float32, the class maps.
+    """
 
     split: Arrays
     probabilities_NK: np.ndarray
@@ -29,18 +36,28 @@ class Scored:
 
 
 def score(trained: Trained, split: Arrays) -> Scored:
-    """Scores a split of images of the network's own size."""
-    logits_NK, maps_NHWK = trained.score(split.images)
-    return Scored(split, cam.softmax(logits_NK), maps_NHWK)
+    """Scores a split; shows a progress bar on a terminal."""
+    logits_NK, maps_NHWK = trained.score(split.images, progress='scoring')
+    return Scored(split, softmax(logits_NK, axis=-1), maps_NHWK)
+
+
+def class_errors(scored: Scored) -> dict[str, float]:
+    """Class name -> share of its images that are wrong, for the classes that have images."""
+    labels_N, wrong_N = scored.split.labels, scored.predictions_N != scored.split.labels
+    return {
+        name: float(wrong_N[labels_N == k].mean())
+        for k, name in enumerate(scored.split.class_names)
+        if (labels_N == k).any()
+    }
 
 
 def figure4(trained: Trained, scored: Scored, fraction: float = 0.1) -> Image.Image:
     """The paper's figure 4: a row for the first test image of each of (the first) ten classes.
 
-    Columns are the class maps, of which the top 10 % of each image's activations are shown. The
-    true class's map is framed green, a wrongly predicted class's red.
+    Columns are the class maps, with the largest `fraction` of each image's activations. The map of
+    the true class has a green frame, that of a wrong prediction a red one.
     """
-    split, size, side = scored.split, trained.image_shape[:2], 64
+    split, side = scored.split, 64
     classes = range(min(10, len(split.class_names)))
     blank = Image.new('RGB', (side, 16), drawing.PAPER)
     tiles = [
@@ -50,105 +67,110 @@ def figure4(trained: Trained, scored: Scored, fraction: float = 0.1) -> Image.Im
     header = drawing.sheet(tiles, 2 + len(classes))
     tiles = []
     for i in cam.first_of_each_class(split.labels, len(classes)):
-        truth, said = split.labels[i], scored.predictions_N[i]
-        probability = f'{scored.probabilities_NK[i, said]:.0%}'
-        ink = RIGHT if said == truth else WRONG
-        words = [(split.class_names[truth], INK), ('taken for', GREY)]
-        words += [(split.class_names[said], ink), (probability, GREY)]
+        truth, predicted = split.labels[i], scored.predictions_N[i]
+        probability = f'{scored.probabilities_NK[i, predicted]:.0%}'
+        ink = RIGHT if predicted == truth else WRONG
+        words = [(split.class_names[truth], INK), ('predicted', GRAY)]
+        words += [(split.class_names[predicted], ink), (probability, GRAY)]
         tiles += [
             Tile(drawing.label(words, (side, side))),
             Tile(drawing.enlarge(split.images[i], side)),
         ]
-        maps_HWK = cam.lay_over(scored.maps_NHWK[i], size, side / max(size), trained.stride)
+        maps_HWK = _lay_over(trained, scored.maps_NHWK[i], side)
         shown_HWK = np.where(cam.top_fraction_mask(maps_HWK, fraction), maps_HWK, 0)
         shown_HWK = shown_HWK / max(shown_HWK.max(), 1e-12)
         for k in classes:
-            frame = RIGHT if k == truth else WRONG if k == said else None
-            tile = Image.fromarray(drawing.colour(shown_HWK[..., k]))
+            frame = RIGHT if k == truth else WRONG if k == predicted else None
+            tile = Image.fromarray(drawing.heat_color(shown_HWK[..., k]))
             tiles.append(Tile(tile, frame=frame))
     body = drawing.sheet(tiles, 2 + len(classes))
     return drawing.stack([header, body])
 
 
-def heat_tile(
-    trained: Trained, image_HWC: np.ndarray, map_HW: np.ndarray, side: int, ink
+def _lay_over(trained: Trained, maps_HWK: np.ndarray, side: int) -> np.ndarray:
+    """Class maps over an image of the trained size, enlarged to `side` pixels."""
+    height, width, _ = trained.image_shape
+    scale = side / max(height, width)
+    return cam.lay_over(maps_HWK, (height, width), scale, trained.stride)
+
+
+def _heat_tile(
+    trained: Trained, image_HWC: np.ndarray, map_HW: np.ndarray, side: int, ink: Color
 ) -> Image.Image:
-    """A class map laid over the square image it was made from, a box round the hottest region."""
-    size = trained.image_shape[:2]
-    heat_HW = cam.lay_over(map_HW[..., None], size, side / max(size), trained.stride)[..., 0]
+    """A class map over its square image, with a box around the hottest region."""
+    heat_HW = _lay_over(trained, map_HW[..., None], side)[..., 0]
     box = cam.hottest_box(heat_HW)
     heat_HW = (heat_HW - heat_HW.min()) / max(np.ptp(heat_HW), 1e-12)
-    picture = drawing.overlay(drawing.enlarge(image_HWC, side), heat_HW)
-    return drawing.with_box(picture, box, ink)
+    return drawing.with_box(drawing.overlay(drawing.enlarge(image_HWC, side), heat_HW), box, ink)
 
 
 def heat_maps(trained: Trained, scored: Scored, count: int = 12) -> Image.Image:
-    """The first test images, and beside each the map of the class that it was taken for."""
+    """The first test images, each beside the map of its predicted class."""
     split, tiles = scored.split, []
-    for i in range(min(count, len(split.labels))):
-        truth, said = split.labels[i], scored.predictions_N[i]
-        ink = RIGHT if said == truth else WRONG
-        name = split.class_names[said]
-        words = (f'{name} {scored.probabilities_NK[i, said]:.0%}',)
-        tiles += [
-            Tile(drawing.enlarge(split.images[i], SIDE), (split.class_names[truth],)),
-            Tile(
-                heat_tile(trained, split.images[i], scored.maps_NHWK[i, ..., said], SIDE, ink),
-                words,
-            ),
-        ]
+    for i in range(min(count, len(split))):
+        truth, k = split.labels[i], scored.predictions_N[i]
+        ink = RIGHT if k == truth else WRONG
+        heat = _heat_tile(trained, split.images[i], scored.maps_NHWK[i, ..., k], SIDE, ink)
+        words = f'{split.class_names[k]} {scored.probabilities_NK[i, k]:.0%}'
+        image = drawing.enlarge(split.images[i], SIDE)
+        tiles += [Tile(image, (split.class_names[truth],)), Tile(heat, (words,))]
     return drawing.sheet(tiles, 8)
 
 
 def mistakes(scored: Scored, count: int = 24) -> Image.Image:
-    """The mistakes that were made with the highest confidence."""
+    """The wrong predictions with the highest probability."""
     split, p_NK, tiles = scored.split, scored.probabilities_NK, []
     for i in cam.worst_mistakes(p_NK, split.labels, count):
-        truth, said = split.labels[i], scored.predictions_N[i]
+        truth, predicted = split.labels[i], scored.predictions_N[i]
         words = (
-            f'{split.class_names[said]} {p_NK[i, said]:.1%}',
+            f'{split.class_names[predicted]} {p_NK[i, predicted]:.1%}',
             f'is {split.class_names[truth]} {p_NK[i, truth]:.1%}',
         )
         tiles.append(Tile(drawing.enlarge(split.images[i], SIDE), words))
     if not tiles:
         return drawing.label([('no mistakes', INK)], (200, 40))
-    return drawing.sheet(tiles, 8, 'wrong with the highest confidence')
+    return drawing.sheet(tiles, 8, 'mistakes with the highest confidence')
 
 
-def dense(trained: Trained, picture_HWC: np.ndarray, classes: int = 4) -> Image.Image:
-    """A picture of any size, and what the network, sliding over it, sees where.
+def dense(trained: Trained, image_HWC: np.ndarray, classes: int = 4) -> Image.Image:
+    """Where the classes are in an image of any size, which the network scores as a whole.
 
-    First the picture with a box round each region that lights up and the name of its class; then
-    the evidence (`cam.evidence`) for any class, and that for each of the strongest classes.
+    Args:
+      trained: a network with global average pooling.
+      image_HWC: uint8, with the network's number of channels.
+      classes: how many classes get a tile of their own.
+
+    Returns:
+      The image with a box and a name for each detected region (`cam.find_objects`), the evidence
+      (`cam.evidence`) for any class, and that for each of the strongest classes.
     """
-    _, maps_1HWK = trained.score(picture_HWC[None])
-    scale = DENSE / max(picture_HWC.shape[:2])
-    evidence_HWK = cam.lay_over(
-        cam.evidence(maps_1HWK[0]), picture_HWC.shape[:2], scale, trained.stride
-    )
-    picture = drawing.enlarge(picture_HWC, DENSE)
-    boxed = picture
+    height, width = image_HWC.shape[:2]
+    _, maps_1HWK = trained.score(image_HWC[None])
+    scale = DENSE / max(height, width)
+    evidence_HWK = cam.lay_over(cam.evidence(maps_1HWK[0]), (height, width), scale, trained.stride)
+    image = drawing.enlarge(image_HWC, DENSE)
+    boxed = image
     for k, box in cam.find_objects(evidence_HWK, smallest=2 * trained.stride * scale):
         boxed = drawing.with_box(boxed, box, RIGHT, trained.class_names[k])
-    most = max(float(evidence_HWK.max()), 1e-12)
-    tiles = [
-        Tile(boxed, ('what it sees',)),
-        Tile(drawing.overlay(picture, evidence_HWK.max(-1) / most), ('evidence for any class',)),
-    ]
     peaks_K = evidence_HWK.max((0, 1))
+    most = max(float(peaks_K.max()), 1e-12)
+    tiles = [
+        Tile(boxed, ('detected',)),
+        Tile(drawing.overlay(image, evidence_HWK.max(-1) / most), ('evidence for any class',)),
+    ]
     for k in np.argsort(-peaks_K)[:classes]:
         heat_HW = evidence_HWK[..., k] / max(float(peaks_K[k]), 1e-12)
-        caption = f'{trained.class_names[k]}, up to {peaks_K[k] / most:.0%} of the most'
-        tiles.append(Tile(drawing.overlay(picture, heat_HW), (caption,)))
+        caption = f'{trained.class_names[k]}: peak {peaks_K[k] / most:.0%} of max'
+        tiles.append(Tile(drawing.overlay(image, heat_HW), (caption,)))
     return drawing.sheet(tiles, 3)
 
 
 def check_class_maps(trained: Trained) -> None:
-    """Raises ConfigError if the network's maps stand for no class: there is nothing to look at."""
+    """Raises ConfigError if the network has no class maps, as with a fully connected head."""
     if trained.config.model.head != 'gap':
         raise ConfigError(
             f'model.head={trained.config.model.head!r}: its maps stand for no class, only those of '
-            'a network with global average pooling (gap) do'
+            "model.head='gap' (global average pooling) do"
         )
 
 
@@ -160,56 +182,65 @@ def filters(trained: Trained) -> Image.Image:
 
 
 def confusion(scored: Scored) -> Image.Image:
-    """What was taken for what, with each class's error."""
+    """The confusion matrix, with each class's error."""
     names = scored.split.class_names
-    return drawing.matrix(
+    return drawing.confusion_matrix(
         cam.confusion(scored.split.labels, scored.predictions_N, len(names)), names
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
-    """One picture of the user's, as the network saw it.
+class Prediction:
+    """The network's output for one picture of the user's.
 
     Attributes:
       square_HWC: uint8, the middle of the picture, not yet scaled.
       treatment: what was done to the picture, in words.
-      probabilities_K: of each class.
-      maps_HWK: the class maps.
+      class_names: of K classes.
+      probabilities_K: float32.
+      maps_HWK: float32, the class maps.
     """
 
     square_HWC: np.ndarray
     treatment: str
+    class_names: tuple[str, ...]
     probabilities_K: np.ndarray
     maps_HWK: np.ndarray
 
     @property
-    def ranking(self) -> np.ndarray:
-        """Classes, the likeliest first."""
+    def order_K(self) -> np.ndarray:
+        """Class indices, the likeliest first."""
         return np.argsort(-self.probabilities_K, kind='stable')
 
+    def ranking(self) -> list[tuple[str, float]]:
+        """(class, probability), the likeliest first."""
+        return [(self.class_names[k], float(self.probabilities_K[k])) for k in self.order_K]
 
-def look(trained: Trained, picture_HWC: np.ndarray) -> Seen:
-    """Scores the middle square of an RGB picture, uint8 of any size."""
+
+def predict(trained: Trained, picture_HWC: np.ndarray) -> Prediction:
+    """Scores the middle square of an RGB picture: uint8 (H, W, 3) of any size."""
     height, width, channels = trained.image_shape
-    before = picture_HWC.shape
+    rows, columns = picture_HWC.shape[:2]
     image_HWC, done = images.to_channels(picture_HWC, channels)
     square_HWC = images.middle_square(image_HWC)
     side = len(square_HWC)
-    words = [f'{before[1]}x{before[0]} pixels']
-    if before[0] != before[1]:
+    words = [f'{columns}x{rows} pixels']
+    if rows != columns:
         words.append(f'its middle {side}x{side}')
     if done:
         words.append(done)
     if (side, side) != (height, width):
         words.append(f'scaled to {width}x{height}')
     logits_1K, maps_1HWK = trained.score(images.resize(square_HWC, (height, width))[None])
-    return Seen(square_HWC, ', '.join(words), cam.softmax(logits_1K)[0], maps_1HWK[0])
+    probabilities_K = softmax(logits_1K[0])
+    return Prediction(
+        square_HWC, ', '.join(words), trained.class_names, probabilities_K, maps_1HWK[0]
+    )
 
 
-def heat_of(trained: Trained, seen: Seen) -> Image.Image:
-    """The likeliest class's map laid over the square, the picture beside it."""
-    k = seen.ranking[0]
-    words = f'{trained.class_names[k]} {seen.probabilities_K[k]:.1%}'
-    heat = heat_tile(trained, seen.square_HWC, seen.maps_HWK[..., k], DENSE, RIGHT)
-    return drawing.sheet([Tile(drawing.enlarge(seen.square_HWC, DENSE)), Tile(heat, (words,))], 2)
+def heat_map(trained: Trained, found: Prediction) -> Image.Image:
+    """The square beside the class activation map of its likeliest class."""
+    (name, probability), k = found.ranking()[0], found.order_K[0]
+    heat = _heat_tile(trained, found.square_HWC, found.maps_HWK[..., k], DENSE, RIGHT)
+    image = Tile(drawing.enlarge(found.square_HWC, DENSE))
+    return drawing.sheet([image, Tile(heat, (f'{name} {probability:.1%}',))], 2)

@@ -147,7 +147,7 @@ class Bench:
 
         with contextlib.redirect_stdout(io.StringIO()) as out:
             commands.evaluate(self.config, folder, None)
-        run = trained.load(folder)
+        run = trained.load_run(folder)
         images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28, 1)
         looked_at = run.score(images)[0].tobytes(), run.class_names, run.step
         status = commands.train(self.config, folder, 'python -m experiments.main')

@@ -5,6 +5,7 @@ compilation, training, saving and the end are all met. A round raises Trouble if
 it should be, and returns in a word or two what it met.
 """
 
+import os
 import pathlib
 import resource
 import shutil
@@ -14,7 +15,6 @@ import time
 
 import numpy as np
 
-from nin_jax.runs.interrupt import RESUME_ME
 from tests.chaos.lab import PATIENCE_S, ROOT, Ended, Lab, Trouble, mounted
 
 CLOCK = ROOT / 'tests' / 'chaos' / 'clock'
@@ -28,7 +28,7 @@ def after_signal(lab: Lab, rng, process: subprocess.Popen, sign: int, seconds: f
 
 
 def say(status: int) -> str:
-    words = {0: 'done first', RESUME_ME: 'saved', 2: 'one sentence', 130: 'stopped'}
+    words = {0: 'done first', os.EX_TEMPFAIL: 'saved', 2: 'one sentence', 130: 'stopped'}
     return words.get(status, 'killed')
 
 
@@ -41,7 +41,7 @@ def kill(lab: Lab, rng: np.random.Generator, folder: pathlib.Path) -> str:
 
 def term(lab: Lab, rng: np.random.Generator, folder: pathlib.Path) -> str:
     ended = after_signal(lab, rng, lab.train(folder), signal.SIGTERM, lab.digits.seconds)
-    ended.expect(0, RESUME_ME, -signal.SIGTERM)  # the last: before there was anything to save
+    ended.expect(0, os.EX_TEMPFAIL, -signal.SIGTERM)  # the last: before there was anything to save
     lab.finish(folder)
     return say(ended.status)
 
@@ -49,7 +49,7 @@ def term(lab: Lab, rng: np.random.Generator, folder: pathlib.Path) -> str:
 def interrupt(lab: Lab, rng: np.random.Generator, folder: pathlib.Path) -> str:
     ended = after_signal(lab, rng, lab.train(folder), signal.SIGINT, lab.digits.seconds)
     if ended.status != -signal.SIGINT:  # Python's own words, before the program has begun
-        ended.expect(0, RESUME_ME, 130)
+        ended.expect(0, os.EX_TEMPFAIL, 130)
     lab.finish(folder)
     return say(ended.status)
 
@@ -94,7 +94,7 @@ def full_disk(lab: Lab, rng: np.random.Generator, folder: pathlib.Path) -> str:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
         process = lab.train(workdir, preexec_fn=None if small else no_large_files)
-        ended = lab.wait(process).expect(0, RESUME_ME)
+        ended = lab.wait(process).expect(0, os.EX_TEMPFAIL)
         if small:
             remount = ['mount', '-o', 'remount,size=64m', folder / 'disk']
             subprocess.run(remount, check=True)
@@ -122,7 +122,7 @@ def clock_jumps(lab: Lab, rng: np.random.Generator, folder: pathlib.Path) -> str
     process = lab.train(folder, env=env)
     if rng.random() < 0.5:
         ended = after_signal(lab, rng, process, signal.SIGTERM, lab.digits.seconds)
-        ended.expect(0, RESUME_ME, -signal.SIGTERM)
+        ended.expect(0, os.EX_TEMPFAIL, -signal.SIGTERM)
     else:
         ended = lab.wait(process).expect(0)
     lab.finish(folder, env=env if rng.random() < 0.5 else {})

@@ -1,0 +1,53 @@
+"""What the library shows on stderr: progress bars on a terminal, and fewer of absl's warnings."""
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar('T')
+
+
+def track(items: Iterable[T], text: str, total: int | None = None) -> Iterator[T]:
+    """Yields the items behind a progress bar; silent where stderr is no terminal.
+
+    Args:
+      items: what is worked on, an item at a time.
+      text: what is done to them, such as 'scoring'.
+      total: how many there are, if `items` has no length.
+    """
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn('{task.description}'),
+        BarColumn(24),
+        TextColumn('{task.percentage:>3.0f}%'),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,  # stdout may be a pipe while stderr is a terminal
+        disable=not console.is_terminal,
+    ) as progress:
+        yield from progress.track(items, total, description=text)
+
+
+@contextlib.contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Shows a spinner while the block runs; silent where stderr is no terminal."""
+    console = Console(stderr=True)
+    with console.status(text) if console.is_terminal else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def quiet_absl() -> Iterator[None]:
+    """Hides the warnings that Orbax and TFDS log through absl; their errors are raised anyway."""
+    logger = logging.getLogger('absl')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,134 @@
+"""A run as one self-contained HTML file: curves, errors, pictures, config and command."""
+
+import base64
+import html
+import io
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from nin_jax.data import catalog
+from nin_jax.plan import make_plan
+from nin_jax.runs.workdir import flat_config
+from nin_jax.train.schedules import rise_and_fall
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #ccc; --dim: #666 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #161616; --line: #444; --dim: #aaa }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.5rem }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left }
+code, pre { font: .85rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere }
+pre { white-space: pre-wrap } summary { cursor: pointer; color: var(--dim) }
+"""
+
+
+def run_page(
+    folder: pathlib.Path,
+    config: ConfigDict,
+    summary: dict,
+    class_errors: dict[str, float],
+    pictures: dict[str, pathlib.Path],
+) -> str:
+    """The page, readable offline: everything is inside the file.
+
+    Args:
+      folder: the run's, for metrics.jsonl.
+      config: the run's.
+      summary: of summary.json; {} if the run did not end.
+      class_errors: class name -> test error, 0..1.
+      pictures: caption -> PNG file, in the order to be shown.
+    """
+    error = summary.get('final_error')
+    title = f'{config.data.name}: ' + ('not finished' if error is None else f'{error:.2%} error')
+    parts = [
+        f'<h1>Network In Network, {html.escape(title)}</h1>',
+        f'<pre>{html.escape(summary.get("command", ""))}</pre>' if summary.get('command') else '',
+        _curves(folder / 'metrics.jsonl', config),
+        '<h2>Error by class</h2>' + _error_table(class_errors),
+        *(
+            f'<h2>{html.escape(caption)}</h2>{_image(path.read_bytes(), caption)}'
+            for caption, path in pictures.items()
+        ),
+        '<h2>Config</h2><details><summary>All keys</summary><pre>'
+        + html.escape('\n'.join(f'{k} = {v!r}' for k, v in flat_config(config).items()))
+        + '</pre></details>',
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>'
+        + '\n'.join(parts)
+        + '</body></html>\n'
+    )
+
+
+def _image(png: bytes, alt: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _error_table(class_errors: dict[str, float]) -> str:
+    rows = ''.join(
+        f'<tr><td>{html.escape(name)}</td><td>{error:.2%}</td></tr>'
+        for name, error in sorted(class_errors.items(), key=lambda item: -item[1])
+    )
+    return f'<table><tr><th>class</th><th>test error</th></tr>{rows}</table>'
+
+
+def _curves(metrics: pathlib.Path, config: ConfigDict) -> str:
+    """Training and test error and the learning rate over epochs; '' without metrics."""
+    if not metrics.exists():
+        return ''
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    attempt = max((line['attempt'] for line in lines), default=0)
+    points = {
+        kind: [(x['epoch'], x['error']) for x in lines if (x['kind'], x['attempt']) == key]
+        for kind in ('train', 'eval')
+        for key in [(kind, attempt)]
+    }
+    if not points['train']:
+        return ''
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second to import
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout='constrained', dpi=110)
+    FigureCanvasAgg(figure)
+    errors, rate = figure.subplots(1, 2)
+    for kind, label in (('train', 'training'), ('eval', config.data.eval)):
+        marker = 'o' if len(points[kind]) < 20 and kind == 'eval' else None
+        x, y = np.array(points[kind] or [(0.0, np.nan)]).T
+        errors.plot(x, 100 * y, lw=1.2, marker=marker, ms=4, label=label)
+    errors.set(xlabel='epoch', ylabel='top-1 error (%)', xlim=(0, None), ylim=(0, None))
+    errors.legend()
+    epochs, rates = learning_rates(config)
+    rate.plot(epochs, rates, lw=1.2, color='tab:green')
+    rate.set(xlabel='epoch', ylabel='learning rate', ylim=(0, None))
+    for axes in (errors, rate):
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', metadata={'Software': None})
+    return '<h2>Curves</h2>' + _image(buffer.getvalue(), 'Error and learning rate over epochs')
+
+
+def learning_rates(config: ConfigDict, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, learning rates) over a run, from its config; of 'plateau', the initial rate."""
+    images = catalog.count(config.data.name, config.data.train)
+    plan = make_plan(config, min(images, config.data.limit or images), on_cpu=True)
+    steps, optim = np.linspace(0, plan.total_steps - 1, points).round(), config.optim
+    if optim.schedule in ('cosine', 'one_cycle'):
+        schedule = rise_and_fall(optim.schedule, optim.lr, plan.warmup, plan.total_steps)
+        rates = np.array([schedule(jnp.int32(step)) for step in steps])
+    else:
+        drops = plan.drops if optim.schedule == 'drops' else ()
+        passed = np.searchsorted(np.array(drops), steps, side='right')
+        rates = optim.lr * optim.drop_factor**passed
+    return steps / plan.steps_per_epoch, rates

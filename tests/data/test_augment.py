@@ -1,0 +1,108 @@
+"""Random crops and flips against a slow reference, and on several devices."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nin_jax.data import augment
+from nin_jax.data.augment import crop_and_flip
+
+
+def images(batch, height=8, width=10, channels=3, seed=0):
+    shape = (batch, height, width, channels)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def slow_crop_and_flip(key, x_BHWC, pad, flip):
+    """One image at a time in numpy, driven by the same draws."""
+    offset_B2, flip_B = jax.device_get(augment._draw(key, len(x_BHWC), pad))
+    out_BHWC = np.zeros_like(x_BHWC)
+    _, height, width, _ = x_BHWC.shape
+    for image, out, (top, left), flipped in zip(x_BHWC, out_BHWC, offset_B2, flip_B, strict=True):
+        for y in range(height):
+            for x in range(width):
+                from_y, from_x = y + top - pad, x + left - pad
+                if 0 <= from_y < height and 0 <= from_x < width:
+                    out[y, width - 1 - x if flip and flipped else x] = image[from_y, from_x]
+    return out_BHWC
+
+
+@pytest.mark.parametrize('pad', [0, 1, 4])
+@pytest.mark.parametrize('flip', [False, True])
+def test_equals_the_slow_reference(pad, flip):
+    key, x_BHWC = jax.random.key(3), images(64)
+    fast = jax.jit(crop_and_flip, static_argnums=(2, 3))(key, x_BHWC, pad, flip)
+    np.testing.assert_array_equal(fast, slow_crop_and_flip(key, x_BHWC, pad, flip))
+
+
+def test_without_pad_and_flip_is_the_identity():
+    x_BHWC = images(16)
+    np.testing.assert_array_equal(crop_and_flip(jax.random.key(0), x_BHWC, 0, False), x_BHWC)
+
+
+def test_every_offset_and_both_sides_occur_about_equally_often():
+    batch, height, width, pad = 8100, 9, 9, 4
+    # A value names its place, so where the middle pixel comes from tells offset and flip.
+    place_HW = np.arange(1, height * width + 1, dtype=np.float32).reshape(height, width)
+    x_BHWC = jnp.broadcast_to(place_HW[None, :, :, None], (batch, height, width, 1))
+    out_BHWC = np.asarray(crop_and_flip(jax.random.key(1), x_BHWC, pad, True))
+    middle_B = out_BHWC[:, 4, 4, 0].astype(int)
+    counts = np.bincount(middle_B, minlength=82)[1:]
+    assert len(counts) == 81
+    assert counts.min() > 55 and counts.max() < 145  # 100 +- 4.5 standard deviations
+    right_B, left_B = out_BHWC[:, 4, 5, 0], out_BHWC[:, 4, 3, 0]
+    flipped_B = (right_B == middle_B - 1) | (left_B == middle_B + 1)
+    assert abs(flipped_B.mean() - 0.5) < 4.5 * 0.5 / batch**0.5
+
+
+def test_borders_are_zeros():
+    pad, x_BHWC = 4, np.ones((256, 8, 8, 2), np.float32)
+    key = jax.random.key(5)
+    out_BHWC = np.asarray(crop_and_flip(key, x_BHWC, pad, False))
+    offset_B2, _ = jax.device_get(augment._draw(key, 256, pad))
+    inside = (8 - abs(offset_B2[:, 0] - pad)) * (8 - abs(offset_B2[:, 1] - pad)) * 2
+    np.testing.assert_array_equal(out_BHWC.sum((1, 2, 3)), inside)
+    assert set(np.unique(out_BHWC)) == {0, 1}
+
+
+def test_is_a_function_of_the_key():
+    x_BHWC = images(32)
+    one, again, other = (crop_and_flip(jax.random.key(k), x_BHWC) for k in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_keeps_the_dtype(dtype):
+    assert crop_and_flip(jax.random.key(0), jnp.ones((2, 6, 6, 3), dtype)).dtype == dtype
+
+
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from nin_jax.data.augment import crop_and_flip
+x = np.random.default_rng(0).normal(size=(32, 32, 32, 3)).astype(np.float32)
+whole = jax.jit(crop_and_flip)(jax.random.key(7), x)
+assert jax.device_count() == 4
+mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
+x = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+compiled = jax.jit(crop_and_flip).lower(jax.random.key(7), x).compile()
+assert 'f32[32,' not in compiled.as_text()  # no device ever holds the whole batch
+spread = compiled(jax.random.key(7), x)
+assert len(spread.sharding.device_set) == 4
+np.testing.assert_array_equal(whole, spread)
+"""
+
+
+def test_is_the_same_on_four_devices():
+    flags = '--xla_force_host_platform_device_count=4'
+    env = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run(
+        [sys.executable, '-c', SHARDED], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,362 @@
+"""The results page, what it refuses, and several seeds in one command."""
+
+import copy
+import itertools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.report import document, figure3, groups, markdown, records
+from experiments.report.paper import FIGURE3, FIGURE3_EPOCHS, OTHERS, TABLES
+from launch import reproduce
+from tests.helpers import (
+    PAGES,
+    ROOT,
+    TINY_PAGE,
+    Result,
+    assert_refused,
+    run_main,
+    run_module,
+    summary,
+)
+
+RESULTS = ROOT / 'results'
+
+
+def run_report(*words) -> Result:
+    return run_module('experiments.report', *words)
+
+
+@pytest.fixture(scope='module')
+def pages() -> dict[str, dict]:
+    return document.known_configs()
+
+
+def record(
+    pages, page: str, seed: int, error: float, epoch: float | None = None, **changes
+) -> dict:
+    """A made-up finished run of a page, with other values for some keys."""
+    config = copy.deepcopy(pages[page]) | {'seed': seed, 'devices': 1, 'eval.batch_size': 500}
+    config |= {k.replace('__', '.'): v for k, v in changes.items()}
+    full = float(pages[page]['train.duration'].removesuffix('ep'))
+    return {
+        'status': 'done',
+        'name': f'{page.replace(":", "-")}-seed{seed}',
+        'final_error': error,
+        'epoch': full if epoch is None else epoch,
+        'seed': seed,
+        'seconds': {'train': 3600.0, 'eval': 60.0},
+        'config': config,
+        'command': f'python -m experiments.main --config={page}',
+        'device': {'kind': 'cpu', 'platform': 'cpu', 'count': 1, 'cpus': 2, 'machine': 'x86_64'},
+        'columns': list(records.COLUMNS),
+        'epochs': [[1.0, 2.0, 0.8, 1.9, 0.7], [2.0, 1.5, 0.5, 1.4, 0.4]],
+    }
+
+
+def page_text(runs, pages) -> str:
+    return markdown.markdown(runs, pages, 'python -m experiments.report results', 'figure3.png')
+
+
+# ---- the paper's figures --------------------------------------------------------------------
+
+
+def test_the_papers_tables():
+    """Spot checks against the paper; every row of ours names a page and variant that exist."""
+    errors = {t.title.split(':')[0]: [r.error for r in t.rows] for t in TABLES}
+    assert errors['Table 1'] == [15.13, 14.98, 11.68, 10.41, 9.50, 9.38, 9.32, 8.81]
+    assert errors['Table 2'] == [43.71, 42.51, 38.57, 36.85, 35.68, 35.68]
+    assert errors['Table 3'] == [2.80, 2.78, 2.68, 2.47, 2.35, 2.16, 1.94]
+    assert errors['Table 4'] == [0.53, 0.47, 0.47, 0.45]
+    assert errors['Table 5'] == [11.59, 10.88, 10.41]
+    assert errors['Section 4.6'] == [17.56, 15.99, 16.46]
+    named = {row.page for table in TABLES for row in table.rows if row.page}
+    not_the_papers = {'imagenet'}
+    assert {name.partition(':')[0] for name in named} == set(PAGES) - not_the_papers
+    assert {other.page for other in OTHERS} <= named
+
+
+def test_pages_quote_the_same_errors():
+    """A page's header and the tables say the same of it."""
+    for table in TABLES:
+        for row in table.rows:
+            if row.page and row.error is not None:
+                page = row.page.partition(':')[0]
+                text = (ROOT / f'experiments/configs/{page}.py').read_text().split('"""')[1]
+                assert f'{row.error:.2f} %' in text, row
+
+
+def test_figure3_has_26_points_a_curve():
+    assert list(FIGURE3_EPOCHS) == [8 * i for i in range(26)]
+    assert all(len(errors) == 26 and errors[0] == 0.9 for errors in FIGURE3.values())
+    assert [errors[-1] for errors in FIGURE3.values()] == [0.028, 0.059, 0.181, 0.146]
+
+
+# ---- which row ------------------------------------------------------------------------------
+
+
+def test_every_page_is_recognised_by_its_config_alone(pages):
+    for name in pages:
+        assert groups.page_of(pages[name], pages) == name
+
+
+@pytest.mark.parametrize(
+    ('changes', 'page'),
+    [
+        ({'seed': 3, 'devices': 8, 'optim.lr': 0.05, 'model.class_bias': 1.0}, 'cifar10'),
+        ({'model.blocks.mlpconv1.init_std': []}, 'cifar10'),
+        ({'augment.crop_pad': 4, 'augment.flip': True}, 'cifar10:aug'),
+        ({'model.head': 'fc'}, 'ablations:fc'),
+        ({'model.head': 'fc', 'model.head_dropout': 0.5}, 'ablations:fc_dropout'),
+        ({'augment.flip': True}, None),
+        ({'data.eval': 'valid'}, None),
+        ({'model.blocks.mlpconv3.kernel': 5}, None),
+    ],
+)
+def test_what_a_run_is_of(pages, changes, page):
+    assert groups.page_of(pages['cifar10'] | changes, pages) == page
+
+
+def test_a_run_from_before_a_key_was_there_has_its_default(pages):
+    old = {k: v for k, v in pages['cifar10'].items() if 'head' not in k and 'pieces' not in k}
+    assert groups.page_of(old, pages) == 'cifar10'
+    assert groups.differences(old, pages['cifar10']) == {}
+
+
+# ---- the page -------------------------------------------------------------------------------
+
+
+def test_mean_and_deviation_over_seeds_stand_beside_the_paper(pages):
+    runs = [record(pages, 'cifar10', seed, e) for seed, e in enumerate((0.104, 0.106, 0.102))]
+    text = page_text(runs, pages)
+    assert '| **NIN + Dropout** | 10.41 % | 10.03 % | 10.40 ± 0.20 % (3 seeds) |' in text
+    assert (
+        '- NIN + Dropout, ours: 10.40 ± 0.20 % (3 seeds), 260 epochs; 2 CPUs (x86_64), '
+        '1:01:00 a run; `python -m experiments.main --config=cifar10` and the same with seed 1, 2\n'
+    ) in text
+    # The same runs stand in the tables of heads, dropout, mlpconv and the modern recipe.
+    assert text.count('| 10.40 ± 0.20 % (3 seeds) |') == 5
+    assert 'short**:' not in text
+
+
+def test_short_runs_are_marked_and_do_not_mix_with_whole_ones(pages):
+    runs = [
+        record(pages, 'mnist', 0, 0.005),
+        record(pages, 'mnist', 1, 0.03, epoch=2.0, train__duration='2ep'),
+        record(pages, 'mnist', 2, 0.2, data__limit=512),
+    ]
+    text = page_text(runs, pages)
+    assert (
+        '| 0.50 % (1 seed)<br>**short**: 3.00 % (1 seed, 2 of 60 epochs)'
+        '<br>**short**: 20.00 % (1 seed, 60 of 60 epochs) |'
+    ) in text
+    assert 'ours: **short**, 3.00 % (1 seed), 2 of 60 epochs, train.duration="2ep"; ' in text
+    assert 'data.limit=512; ' in text
+
+
+def test_changed_training_is_said(pages):
+    text = page_text([record(pages, 'cifar100', 0, 0.4, optim__lr=0.05)], pages)
+    assert '| 40.00 % (1 seed, changed) |' in text and '260 epochs, optim.lr=0.05; ' in text
+
+
+def test_a_run_of_no_page_is_listed_apart(pages):
+    text = page_text([record(pages, 'svhn', 0, 0.05, data__eval='valid')], pages)
+    assert '## Other runs\n\n- ours: 5.00 % (1 seed)' in text
+    assert '| **NIN + Dropout** | 2.35 % | 3.76 % |  |' in text
+
+
+def test_the_same_seed_twice_is_refused(pages):
+    run = record(pages, 'mnist', 0, 0.005)
+    with pytest.raises(records.RunError, match='are the same run twice'):
+        page_text([run, run | {'name': 'copy'}], pages)
+
+
+def test_every_experiment_of_reproduce_is_a_row_of_a_table(pages):
+    for experiment in itertools.chain(*reproduce.PRESETS.values()):
+        assert experiment.config in pages, experiment
+    commands = [line for line in page_text([], pages).splitlines() if line.startswith('python -m')]
+    assert [f'python -m launch.reproduce --preset={p}' for p in reproduce.PRESETS] == commands
+
+
+def test_figure_is_drawn_with_and_without_our_curves(pages, tmp_path):
+    runs = [record(pages, 'cifar10', 0, 0.1), record(pages, 'cifar10:nodropout', 0, 0.15)]
+    for path, some in ((tmp_path / 'ours.png', runs), (tmp_path / 'none.png', [])):
+        figure3.draw_figure3(some, pages, path)
+        assert path.read_bytes().startswith(b'\x89PNG')
+    assert (tmp_path / 'ours.png').read_bytes() != (tmp_path / 'none.png').read_bytes()
+    assert (
+        'Lines: cifar10-nodropout-seed0 (no dropout, 260 epochs), cifar10-seed0 (dropout, 2'
+        in page_text(runs, pages)
+    )
+    assert 'Lines: no run of ours.' in page_text([], pages)
+
+
+def test_results_page_is_what_the_collected_runs_make():
+    runs = records.load(RESULTS)
+    assert runs and (RESULTS / 'figure3.png').exists()
+    made_by = 'python -m experiments.report results --out=RESULTS.md --figure=results/figure3.png'
+    text = markdown.markdown(runs, document.known_configs(), made_by, 'results/figure3.png')
+    assert (ROOT / 'RESULTS.md').read_text() == text, f'run  {made_by}'
+
+
+def test_collected_runs_tell_nothing_of_the_machine():
+    for path in RESULTS.glob('*.json'):
+        run = json.loads(path.read_text())
+        assert run['config']['data.dir'] == '' and '=/' not in run['command'], path
+
+
+# ---- collecting real runs -------------------------------------------------------------------
+
+
+def seeds(workdir: pathlib.Path, *words) -> list[str]:
+    where = [f'--config={TINY_PAGE}', f'--workdir={workdir}']
+    return [sys.executable, '-m', 'launch.seeds', *where, *words]
+
+
+TINY_RUN = (
+    '--seeds=2',
+    '--config.train.duration=300steps',
+    '--config.train.steps_per_call=1',
+    '--config.eval.every=100steps',
+    '--config.checkpoint.every=100steps',
+    '--config.data.dir=/nowhere',
+)
+
+
+@pytest.fixture(scope='module')
+def two_seeds(tmp_path_factory):
+    """Two seeds done, the first of them stopped once on the way: (workdir, what that printed)."""
+    workdir = tmp_path_factory.mktemp('runs') / 'tiny'
+    command = seeds(workdir, *TINY_RUN)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    path, deadline = workdir / 'seed0' / 'metrics.jsonl', time.monotonic() + 120
+    while not (path.exists() and path.stat().st_size):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == os.EX_TEMPFAIL
+    assert summary(workdir / 'seed0')['status'] == 'preempted'
+    assert not (workdir / 'seed1').exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    return workdir, again.stdout
+
+
+@pytest.mark.processes
+def test_seeds_stop_when_asked_and_are_averaged_in_the_end(two_seeds):
+    workdir, out = two_seeds
+    assert out.count('resuming at step') == 1
+    summaries = [summary(workdir / f'seed{seed}') for seed in (0, 1)]
+    assert [s['seed'] for s in summaries] == [0, 1]
+    a, b = (100 * s['final_error'] for s in summaries)
+    expected = f'{(a + b) / 2:.2f} ± {abs(a - b) / 2**0.5:.2f} % over 2 seeds ({a:.2f}, {b:.2f})'
+    assert out.splitlines()[-1].startswith(f'top-1 error {expected}; ')
+
+
+@pytest.mark.processes
+def test_runs_become_small_files(two_seeds, tmp_path):
+    folders = [two_seeds[0] / f'seed{seed}' for seed in (0, 1)]
+    result = run_report(*folders, f'--collect={tmp_path / "results"}')
+    assert result.returncode == 0, result.stderr
+    runs = records.load(tmp_path / 'results')
+    assert [run['name'] for run in runs] == ['tiny-seed0', 'tiny-seed1']
+    for run, folder in zip(runs, folders, strict=True):
+        assert run['final_error'] == summary(folder)['final_error'] == run['epochs'][-1][4]
+        assert [row[0] for row in run['epochs']] == [12.5, 25, 37.5]
+        # The training columns are means of the lines since the evaluation before.
+        lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+        losses = [line['loss'] for line in lines if line['kind'] == 'train'][100:200]
+        assert run['epochs'][1][1] == pytest.approx(sum(losses) / 100, abs=1e-6)
+        assert '/nowhere' not in json.dumps(run) and run['config']['data.dir'] == ''
+        assert '--workdir=runs/tiny-seed' in run['command']
+    assert run_report(folders[0], f'--collect={tmp_path / "results"}').returncode == 0  # again
+
+
+@pytest.mark.processes
+def test_report_from_the_runs_themselves(two_seeds, tmp_path):
+    words = [two_seeds[0] / 'seed0', f'--out={tmp_path}/R.md', f'--figure={tmp_path}/f.png']
+    result = run_report(*words)
+    assert result.returncode == 0, result.stderr
+    assert '## Other runs' in (tmp_path / 'R.md').read_text()
+    assert '](f.png)' in (tmp_path / 'R.md').read_text() and (tmp_path / 'f.png').exists()
+
+
+def unfinished(folder: pathlib.Path, status: str | None) -> pathlib.Path:
+    folder.mkdir()
+    (folder / 'config.json').write_text('{}')
+    if status:
+        record = {'status': status, 'config': {}, 'final_error': None, 'epoch': 1.5}
+        (folder / 'summary.json').write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('status', 'why'),
+    [
+        ('preempted', 'preempted'),
+        ('diverged', 'diverged'),
+        (None, 'summary.json'),
+    ],
+)
+def test_runs_that_did_not_finish_are_refused(tmp_path, status, why):
+    folder = unfinished(tmp_path / 'run', status)
+    result = run_report(RESULTS, folder, f'--out={tmp_path}/R.md')
+    assert_refused(result, str(folder), why, kind='RunError')
+    assert not (tmp_path / 'R.md').exists()
+
+
+# ---- several seeds --------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_seeds_done_are_left_alone(two_seeds):
+    workdir, _ = two_seeds
+    before = (workdir / 'seed0' / 'summary.json').stat().st_mtime_ns
+    result = subprocess.run(
+        seeds(workdir, *TINY_RUN), cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0 and result.stdout.count('is done already') == 2
+    assert (workdir / 'seed0' / 'summary.json').stat().st_mtime_ns == before
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ('words', 'status', 'message'),
+    [
+        (['--seeds=0'], 2, 'give N of 1 or more'),
+        (['--config.seed=4'], 2, 'no --config.seed'),
+        (['--seeds=many'], 2, "invalid int value: 'many'"),
+        (['--config.optim.lrr=1.'], 2, "unknown key 'optim.lrr'"),
+    ],
+)
+def test_wrong_seeds_commands(tmp_path, words, status, message):
+    result = subprocess.run(
+        seeds(tmp_path, *words), cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == status and message in result.stderr
+    assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_every_row_of_the_tables_in_miniature(data_dir, tmp_path):
+    """The config of each row on real data with :smoke, then the file that reports them all."""
+    folders = []
+    for name in document.known_configs():
+        config, _, variant = name.partition(':')
+        page = f'experiments/configs/{config}.py:{variant + "," if variant else ""}smoke'
+        folders.append(tmp_path / name.replace(':', '-'))
+        result = run_main(f'--workdir={folders[-1]}', f'--config.data.dir={data_dir}', page=page)
+        assert result.returncode == 0, (name, result.stderr)
+    result = run_report(*folders, f'--out={tmp_path}/R.md', f'--figure={tmp_path}/f.png')
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / 'R.md').read_text()
+    assert 'Other runs' not in page
+    assert page.count('ours: **short**') == len(folders)

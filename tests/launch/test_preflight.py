@@ -1,0 +1,199 @@
+"""Preflight: the training program compiled for what is here, and for TPU slices that are not."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from launch.preflight import analysis
+from nin_jax.data import datasets
+from nin_jax.errors import UserError
+from nin_jax.plan import make_plan
+from tests.helpers import ROOT, TINY_PAGE, assemble, load_page, run_module, tiny_config
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None,
+    reason="libtpu is not installed: pip install -e '.[preflight]'",
+)
+
+
+@pytest.fixture(scope='module')
+def local():
+    return analysis.report(tiny_config(), 'local')
+
+
+def test_shapes_without_data_are_those_of_the_run():
+    run = assemble(tiny_config())
+    for split, images in ((run.train(0).examples, 256), (run.eval.examples, 256)):
+        ours = analysis.abstract_examples(run.config, images)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), split) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), ours
+        )
+    assert make_plan(run.config, 256, on_cpu=True) == run.plan
+
+
+def test_whitened_images_and_their_zca_have_the_runs_shapes():
+    config = tiny_config()
+    config.preprocess.recipe = 'gcn_zca'
+    run = assemble(config)
+    for real, ours in (
+        (run.train(0).examples, analysis.abstract_examples(config, 256)),
+        (run.preprocess, analysis.abstract_preprocess(config)),
+    ):
+        same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), real, ours)
+        assert all(jax.tree.leaves(same))
+
+
+def test_counts_are_those_of_the_loaded_splits():
+    for splits in ('train', 'valid', 'test', 'train+valid'):
+        loaded = len(datasets.load_arrays('mnist_subset', splits).labels)
+        assert datasets.count('mnist_subset', splits) == loaded
+    # Section 4.4 of the paper: 400 and 200 images a class are held out of SVHN's training images.
+    assert datasets.count('svhn_cropped', 'valid') == 6000
+    assert datasets.count('svhn_cropped', 'train+valid') == 73_257 + 531_131
+
+
+def test_local_report(local):
+    assert local.chips == 1 and local.fits and local.collectives == {}
+    images_and_labels = 256 * (28 * 28 + 4)
+    assert images_and_labels < local.arguments < images_and_labels + 100_000
+    assert local.test_images == images_and_labels
+    # The first layer's images need no gradient, so that less than 3 x forward is compiled.
+    assert 0.5 * local.model_flops < local.flops < 1.5 * local.model_flops
+    assert local.step_s >= max(local.compute_s, local.memory_s) > 0
+
+
+def test_program_too_large_for_the_memory_does_not_fit(local):
+    assert not dataclasses.replace(local, memory=local.needed - 1).fits
+
+
+def test_traffic_and_collectives_are_those_of_a_step():
+    hlo = """
+%body (p: (f32[4])) -> (f32[4]) {
+  %x = f32[3,2]{1,0:T(8)} parameter(0)
+  %table = f32[1000]{0} parameter(1)
+  %a = (f32[3,2]{1,0:T(8)S(1)}, bf16[5]{0:S(1)}) all-reduce(%x, %x), replica_groups={}
+  %g = (f32[2]{0:S(1)}, f32[8]{0:S(1)}) all-gather-start(%near), dimensions={0}
+  %d = f32[8]{0} all-gather-done(%g)
+  %gather_fusion.1 = f32[5]{0:S(1)} fusion(%table), kind=kLoop
+  ROOT %near = f32[7]{0} add(%x, %x)
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %p = f32[100]{0} parameter(0)
+  %r = f32[100]{0} all-reduce(%p), replica_groups={}
+  %w = (f32[4]) while(%r), condition=%c, body=%body
+}
+"""
+    traffic, collectives = analysis.step_costs(hlo, 10)
+    assert collectives == {'all-reduce': (1, 34), 'all-gather': (1, 32)}
+    assert traffic == (24 + 24) + 28 + 20 + (24 + 24 + 28)
+    # A program of one step is all entry, and the loop in it is that step's own, over its pieces.
+    both = {'all-reduce': (2, 434), 'all-gather': (1, 32)}
+    assert analysis.step_costs(hlo, 1) == (800 + traffic, both)
+    assert analysis.step_costs(hlo, 1, pieces=3)[0] == 800 + 3 * traffic
+
+
+def test_rows_of_a_table_count_and_not_the_table():
+    hlo = """
+%fused.1 (p: u8[9000], q: s32[]) -> f32[5] {
+  %table.1 = u8[9000]{0} parameter(0)
+  %row.1 = s32[]{} parameter(1)
+  %some = u8[5]{0} dynamic-slice(%table.1, %row.1), dynamic_slice_sizes={5}
+  ROOT %converted = f32[5]{0} convert(%some)
+}
+
+%fused.2 (p: u8[9000]) -> f32[5] {
+  %table.2 = u8[9000]{0} parameter(0)
+  %some.2 = u8[5]{0} dynamic-slice(%table.2, %table.2), dynamic_slice_sizes={5}
+  ROOT %all = f32[5]{0} reduce(%table.2, %some.2)
+}
+
+ENTRY %main (p: u8[9000], q: s32[]) -> f32[5] {
+  %p = u8[9000]{0} parameter(0)
+  %q = s32[]{} parameter(1)
+  ROOT %r = f32[5]{0} fusion(/*index=0*/%p, /*index=1*/%q), kind=kLoop, calls=%fused.1
+}
+"""
+    assert analysis.step_costs(hlo, 1)[0] == 20 + 4 + 20  # at most what is put out
+    assert analysis.step_costs(hlo.replace('%fused.1\n', '%fused.2\n'), 1)[0] == 9000 + 4 + 20
+
+
+def test_gradients_of_four_devices_are_summed_once():
+    """In a process of its own, as the number of devices is fixed when JAX starts."""
+    code = (
+        'import json; from tests.helpers import tiny_config; from nin_jax import preflight;'
+        "r = analysis.report(tiny_config(), 'local');"
+        'print(json.dumps([r.chips, r.flops, r.model_flops, r.collectives]))'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'},
+    )
+    assert result.returncode == 0, result.stderr
+    chips, flops, model_flops, collectives = json.loads(result.stdout)
+    assert chips == 4 and flops < 0.4 * model_flops
+    parameters = 1098
+    moved = sum(size for _, size in collectives.values())
+    assert 4 * parameters <= moved < 4 * parameters + 4 * 1024
+
+
+@pytest.mark.parametrize(
+    'topology', ['', 'v5e', 'v9:2x2', 'v5e:2x2x2', 'v5e:32x32', 'v4:2x2', 'v5e:0x2', 'tpu']
+)
+def test_unknown_slice_is_told(topology):
+    with pytest.raises(UserError, match='v5e:4x4'):
+        analysis.tpu_slice(topology)
+
+
+def test_missing_libtpu_is_told(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match=r'needs the compiler .* libtpu'):
+        analysis.tpu_slice('v5e:2x2')
+
+
+def test_command_tells_mistakes_in_one_sentence():
+    for words, sentence in (
+        ([], '--config is missing'),
+        ([f'--config={TINY_PAGE}', '--topology=v5e:2'], 'write'),
+        ([f'--config={TINY_PAGE}', '--price=-1'], 'above 0'),
+    ):
+        result = run_module('launch.preflight', *words)
+        assert result.returncode == 2 and sentence in result.stderr
+        assert result.stderr.count('\n') == 1
+
+
+@needs_libtpu
+def test_a_slice_of_four_tpus():
+    result = run_module(
+        'launch.preflight', f'--config={TINY_PAGE}', '--topology=v5e:2x2', '--price=1.2'
+    )
+    assert result.returncode == 0, result.stderr
+    assert '4 x TPU v5 lite (v5e:2x2), batch 32' in result.stdout
+    assert 'fits' in result.stdout and 'all-reduce' in result.stdout
+    assert 'at 1.2 a chip-hour' in result.stdout
+    result = run_module('launch.preflight', f'--config={TINY_PAGE}', '--topology=v5e:8x8')
+    assert result.returncode == 2 and 'multiple of the 64 devices' in result.stderr
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:16x16', 'v5p:2x2x1', 'v6e:4x4'])
+def test_cifar10_on_every_kind(topology):
+    config = load_page('cifar10')
+    mesh, _ = analysis.tpu_slice(topology)
+    assert mesh.size == math.prod(map(int, topology.split(':')[1].split('x')))
+    config.train.batch_size = max(128, mesh.size)
+    report = analysis.report(config, topology)
+    assert report.fits and np.isfinite(report.step_s)

@@ -1,0 +1,198 @@
+"""Two processes that train one run, over loopback on the CPU: the same numbers, and ends together.
+
+On one machine two processes of one device came out the same bit for bit, two of two devices with
+losses off by 1e-7 and weights by 5e-8 of the largest; TOLERANCE leaves room for other CPUs.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from nin_jax import distributed
+from nin_jax.errors import UserError
+from nin_jax.pretrained import trained
+from tests.helpers import ROOT, command, metrics, run_main, summary
+
+TOLERANCE = 1e-5
+SETTINGS = ('--config.train.steps_per_call=1', '--config.train.duration=40steps')
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('', 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def pair(workdir, *flags):
+    """Two processes of one run, process 0 first."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            command(f'--workdir={workdir}', f'--distributed=localhost:{port},2,{i}', *flags),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        yield processes
+    finally:
+        for p in processes:
+            if p.poll() is None:
+                p.kill()
+                p.wait()
+
+
+def finish(processes, timeout: float = 200) -> tuple[list[int], list[str], list[str]]:
+    """Their statuses, outputs and errors; what gloo itself says is left away."""
+    outputs = [p.communicate(timeout=timeout) for p in processes]
+    quiet = ['\n'.join(t for t in o.splitlines() if '[Gloo]' not in t) for o, _ in outputs]
+    return [p.returncode for p in processes], quiet, [e for _, e in outputs]
+
+
+def wait_for_lines(workdir, count, processes):
+    path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 60
+    while not path.exists() or path.read_text().count('\n') < count:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.005)
+
+
+def steps(workdir) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / 'checkpoints').glob('[0-9]*'))
+
+
+def params(workdir) -> np.ndarray:
+    """The newest checkpoint's, as one long vector."""
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(trained.load_run(workdir).params)])
+
+
+def assert_same_run(workdir, undisturbed):
+    ours, theirs = params(workdir), params(undisturbed)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
+    for kind in ('train', 'eval'):
+        ours, theirs = metrics(workdir, kind), metrics(undisturbed, kind)
+        assert [m['step'] for m in ours] == [m['step'] for m in theirs]
+        np.testing.assert_allclose(
+            [m['loss'] for m in ours], [m['loss'] for m in theirs], rtol=TOLERANCE
+        )
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    """The whole run in one process."""
+    workdir = tmp_path_factory.mktemp('one')
+    result = run_main(f'--workdir={workdir}', *SETTINGS)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+@pytest.mark.parametrize('signalled', [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_two_processes_stop_together_and_one_goes_on(tmp_path, undisturbed, signalled):
+    with pair(tmp_path, *SETTINGS) as processes:
+        wait_for_lines(tmp_path, 5, processes)
+        processes[signalled].send_signal(signal.SIGTERM)
+        statuses, outputs, errors = finish(processes)
+    assert statuses == [os.EX_TEMPFAIL, os.EX_TEMPFAIL], errors
+    assert '2 x cpu in 2 processes' in outputs[0] and 'run the same command again' in outputs[0]
+    assert outputs[1] == ''
+    stopped = summary(tmp_path)['step']
+    assert 5 <= stopped < 40 and steps(tmp_path)[-1] == stopped
+    written_by = tmp_path / 'checkpoints' / str(stopped) / 'state'
+    assert {p.name for p in written_by.glob('ocdbt.*')} == {'ocdbt.process_0', 'ocdbt.process_1'}
+    (tmp_path / 'two.jsonl').write_text((tmp_path / 'metrics.jsonl').read_text())
+
+    result = run_main(f'--workdir={tmp_path}', *SETTINGS)
+    assert result.returncode == 0 and f'resuming at step {stopped}' in result.stdout
+    assert (tmp_path / 'metrics.jsonl').read_text().startswith((tmp_path / 'two.jsonl').read_text())
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_one_process_stops_and_two_go_on_past_a_damaged_checkpoint(tmp_path, undisturbed):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    (tmp_path / 'summary.json').unlink()
+    for path in (tmp_path / 'checkpoints' / '40' / 'state').rglob('d/*'):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    before = steps(tmp_path)[-2]
+    with pair(tmp_path, *SETTINGS) as processes:
+        statuses, outputs, errors = finish(processes)
+    assert statuses == [0, 0], errors
+    assert errors[0].count('checkpoint 40 is damaged') == 1 and 'warning' not in errors[1]
+    assert f'resuming at step {before}' in outputs[0]
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_mistake_of_one_process_ends_both_with_one_sentence(tmp_path, undisturbed):
+    with pair(undisturbed, *SETTINGS, '--config.optim.lr=0.05') as processes:
+        statuses, _, errors = finish(processes)
+    assert statuses == [2, 2]
+    assert errors[0].count('error: ') == 1 and 'optim.lr=0.1' in errors[0]
+    assert 'error' not in errors[1]
+
+
+@pytest.mark.parametrize('killed', [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_process_does_not_leave_the_other_hanging(tmp_path, killed):
+    with pair(tmp_path, *SETTINGS[:1], '--config.train.duration=4000steps') as processes:
+        wait_for_lines(tmp_path, 20, processes)
+        processes[killed].kill()
+        start = time.monotonic()
+        processes[1 - killed].wait(timeout=2 * distributed.HEARTBEAT_S)
+        assert time.monotonic() - start < 2 * distributed.HEARTBEAT_S
+        assert processes[1 - killed].returncode not in (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    'where', ['', 'localhost', 'localhost:1,2', 'localhost:1,2,2', 'localhost:99999,2,0', 'a:1,x,0']
+)
+def test_flag_that_cannot_be_read_is_told(where):
+    with pytest.raises(UserError, match='HOST:PORT,COUNT,INDEX'):
+        distributed.join(where)
+
+
+def test_port_in_use_is_told():
+    with socket.socket() as s:
+        s.bind(('', 0))
+        s.listen()
+        with pytest.raises(UserError, match='cannot listen there'):
+            distributed.join(f'localhost:{s.getsockname()[1]},2,0')
+
+
+def test_missing_processes_and_missing_cluster_are_told(tmp_path):
+    waiting = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                '-c',
+                f"from nin_jax import distributed; distributed.join('{where}', timeout_s=2)",
+            ],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for where in (f'localhost:{free_port()},2,{i}' for i in range(2))
+    ]
+    errors = [p.communicate(timeout=60)[1] for p in waiting]
+    statuses = [p.returncode for p in waiting]
+    assert statuses == [2, 2]
+    assert all(e.startswith('error: 2 s went by') and e.count('\n') == 1 for e in errors), errors
+    result = run_main(f'--workdir={tmp_path}', '--distributed=auto')
+    assert result.returncode == 2 and 'found no TPU pod, SLURM or Kubernetes' in result.stderr
+    assert result.stderr.count('\n') == 1
+
+
+def test_only_training_takes_several_processes(tmp_path):
+    result = run_main(f'--workdir={tmp_path}', '--mode=eval', '--distributed=localhost:1,2,0')
+    assert result.returncode == 2 and 'takes one process' in result.stderr

@@ -8,7 +8,6 @@ ROUNDS, FILES, STEPS = 11, 12, 600
 
 
 @pytest.mark.processes
-@pytest.mark.processes
 def test_a_round_of_each_disturbance():
     result = run_process('tests.chaos', f'--rounds={ROUNDS}', '--seed=7', timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -16,6 +15,7 @@ def test_a_round_of_each_disturbance():
     assert f'{ROUNDS} rounds' in result.stdout
 
 
+@pytest.mark.processes
 def test_damaged_files():
     words = (f'--files={FILES}', '--every=6', '--seed=7')
     result = run_process('tests.chaos.damage', *words, timeout=900)

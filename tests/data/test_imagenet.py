@@ -13,7 +13,7 @@ from PIL import Image
 
 from nin_jax import commands
 from nin_jax.config import block
-from nin_jax.data import cache, catalog, datasets, photos
+from nin_jax.data import cache, catalog, photos
 from nin_jax.data.photos import cut, open_split
 from nin_jax.data.preprocess import mean_color
 from nin_jax.devices import make_mesh
@@ -52,7 +52,7 @@ def insects(monkeypatch):
         catalog.DATASETS['imagenet2012'],
         num_classes=3,
         image_shape=(24, 24, 3),
-        short_side=32,
+        resize=32,
         held_out=6,
     )
     monkeypatch.setitem(catalog.DATASETS, 'insects', entry)
@@ -135,7 +135,7 @@ def test_splits_of_a_folder(folder, insects):
     seen += [valid.take(np.array([i]), None)[0].mean((0, 1, 2)).tolist() for i in range(6)]
     assert len({tuple(np.round(s[:2])) for s in seen}) == 27  # each photograph once
     assert len(open_split('insects', 'train+test', str(folder), limit=23)) == 23
-    assert len(datasets.load_arrays('insects', 'test', str(folder)).labels) == 9
+    assert len(open_split('insects', 'test', str(folder)).load().labels) == 9
 
 
 def test_cutting():

@@ -209,21 +209,21 @@ def tiny(kind: str) -> ConfigDict:
         config.model.head, config.model.head_dropout = 'fc', 0.5
         widths = (16, 16, 16)
         config.model.blocks = rows(
-            block(widths, 5, 'max', init_std=()), block(widths, 3, 'max', init_std=())
+            block(widths, 5, pool='max', init_std=()), block(widths, 3, 'max', init_std=())
         )
     elif kind == 'hinton':
         config.optim.lr = 0.05
         config.model.blocks = rows(
-            block((8,), 5, 'max_rnorm', init_std=()),
-            block((8,), 5, 'avg_rnorm', init_std=()),
-            block((8,), 5, 'avg', init_std=()),
+            block((8,), 5, pool='max_rnorm', init_std=()),
+            block((8,), 5, pool='avg_rnorm', init_std=()),
+            block((8,), 5, pool='avg', init_std=()),
             block((10,), 3, init_std=(), local=True),
         )
     else:
         pieces = 2 if kind == 'maxout' else 1
         config.optim.lr = 0.1
         config.model.blocks = rows(
-            block((8,), 5, 'max', init_std=(), pieces=pieces),
+            block((8,), 5, pool='max', init_std=(), pieces=pieces),
             block((10,), 3, init_std=(), pieces=pieces),
         )
     return config

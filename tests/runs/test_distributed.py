@@ -99,7 +99,6 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.processes
-@pytest.mark.processes
 @pytest.mark.parametrize('signalled', [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_two_processes_stop_together_and_one_goes_on(tmp_path, undisturbed, signalled):
     with pair(tmp_path, *SETTINGS) as processes:
@@ -121,6 +120,7 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path, undisturbed, sign
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.processes
 def test_one_process_stops_and_two_go_on_past_a_damaged_checkpoint(tmp_path, undisturbed):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     (tmp_path / 'summary.json').unlink()

@@ -1,5 +1,6 @@
 """What the entry points share: flags, and how a mistake ends them: one sentence and status 2."""
 
+import io
 import pathlib
 import re
 import sys
@@ -24,7 +25,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses flags, runs `main` and exits with what it returns."""
 
     def guarded(argv: list[str]) -> int | None:
-        sys.stdout.reconfigure(errors='backslashreplace')  # names of files may be any bytes
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be any bytes
+            sys.stdout.reconfigure(errors='backslashreplace')
         logging.set_verbosity(logging.FATAL)  # Orbax logs every file it touches; errors are raised
         try:
             return main(argv)

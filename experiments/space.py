@@ -10,6 +10,7 @@ Sweep(
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from nin_jax.errors import UserError
 
@@ -90,7 +91,7 @@ class Sweep:
 
     config: str
     space: dict[str, Axis] = dataclasses.field(default_factory=dict)
-    points: tuple[dict[str, object], ...] = ()
+    points: tuple[Mapping[str, object], ...] = ()
     sampler: str | None = None
     trials: int | None = None
     fixed: dict[str, object] = dataclasses.field(default_factory=dict)

@@ -12,6 +12,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any, Protocol
 
 import jax
@@ -198,7 +199,7 @@ class Stream:
         if sharding.is_fully_addressable:
             return jax.device_put(own_Sb, sharding)
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             wanted = np.arange(self.batch_size)[index[1]]
             return own_Sb[:, np.searchsorted(rows_b, wanted)]
 
@@ -268,7 +269,7 @@ class Stream:
         )
 
 
-def import_grain():
+def import_grain() -> ModuleType:
     """The package that only streams need; it takes seconds to import.
 
     Raises:

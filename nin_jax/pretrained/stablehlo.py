@@ -42,13 +42,13 @@ def largest_difference(program: bytes, trained: Trained, count: int = 32) -> flo
     """Largest absolute difference from the network's logits, on `count` random images."""
     rng = np.random.default_rng(0)
     images_NHWC = rng.integers(0, 256, (count, *trained.image_shape), np.uint8)
-    logits_NK, _ = deserialize(program).call(images_NHWC)
+    logits_NK, _ = deserialize(bytearray(program)).call(images_NHWC)
     return float(np.abs(logits_NK - trained(images_NHWC)).max())
 
 
 def count_errors(program: bytes, split: Arrays, chunk: int = 250) -> int:
     """How many images of a split the program classifies wrongly; shows a progress bar."""
-    call, errors = jax.jit(deserialize(program).call), 0
+    call, errors = jax.jit(deserialize(bytearray(program)).call), 0
     for start in track(range(0, len(split), chunk), 'scoring'):
         here = slice(start, start + chunk)
         predictions = np.argmax(call(split.images[here])[0], axis=-1)

@@ -1,8 +1,10 @@
 """Classifies pictures with a trained network.
 
-    python -m experiments.predict --workdir=runs/cifar10 photo.png
+    python -m experiments.predict photo.png
     python -m experiments.predict --workdir=runs/cifar10 photo.png --heatmap=heat.png
     python -m experiments.predict --workdir=runs/cifar10 holiday/ a.jpg b.jpg --json
+
+Without --workdir, the CIFAR-10 network that comes with the package does it.
 
 Prints the five likeliest classes of each picture; of a folder, of every picture in it. The largest
 square in the middle of a picture is scaled to the size that the network was trained on. A network
@@ -27,14 +29,13 @@ from nin_jax.errors import DataError, UserError
 if TYPE_CHECKING:
     from nin_jax.visualize import figures
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run, or of a release.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'A run, a release or the name of a bundled network.')
 HEATMAP = flags.DEFINE_string('heatmap', None, 'A .png to write, for one picture.')
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object a picture.')
 STEP = cli.define_step()
 
 
 def main(argv: list[str]) -> int:
-    workdir = cli.required(WORKDIR, cli.A_RUN)
     if not argv[1:]:
         raise UserError('name a picture or a folder of pictures, such as photo.png')
     from nin_jax.data import images
@@ -46,9 +47,10 @@ def main(argv: list[str]) -> int:
     if len(paths) == 1:
         images.read_image(paths[0])  # a mistake shows before JAX is imported
     from nin_jax.console import track
+    from nin_jax.pretrained import bundled
     from nin_jax.visualize import figures
 
-    network = cli.open_network(workdir, STEP.value)
+    network = cli.open_network(WORKDIR.value or bundled.DEFAULT, STEP.value)
     if heatmap:
         figures.check_class_maps(network)
     status = 0

@@ -1,4 +1,4 @@
-"""What a sweep page (experiments/sweeps/) is made of: plain data, checked by launch/points.py.
+"""What a sweep config is made of: plain data, which launch/sweep/points.py checks.
 
 Sweep(
     config='experiments/configs/cifar10.py:aug',
@@ -10,7 +10,7 @@ Sweep(
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from typing import Any
 
 from nin_jax.errors import UserError
 
@@ -21,7 +21,7 @@ class Axis:
 
     Attributes:
       kind: 'choice', 'uniform', 'log_uniform' or 'integer'.
-      values: of a choice; what is not a number or a bool stands as on a command line.
+      values: of a choice; others than numbers and bools are written as on a command line.
       low, high: of the others, both included.
     """
 
@@ -76,12 +76,12 @@ def _between(kind: str, low: float, high: float) -> Axis:
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """A search over config keys. A trial is scored by its final top-1 error on the validation
-    images, and trains on the 'train' split: the test images have no say in any choice.
+    images, and trains on the 'train' split: no choice depends on the test images.
 
     Attributes:
-      config: a config page, with variant.
+      config: a config file, with its variant.
       space: config key -> axis; or else `points`.
-      points: trials one by one, each {config key: value}; a key left out has the page's value.
+      points: trials one by one, each {config key: value}; a key left out keeps its value.
       sampler: 'grid' (every combination), 'random' or 'tpe'; of `points`, None.
       trials: how many; None for all of a grid or of `points`.
       fixed: other config keys set for all trials.
@@ -91,10 +91,10 @@ class Sweep:
 
     config: str
     space: dict[str, Axis] = dataclasses.field(default_factory=dict)
-    points: tuple[Mapping[str, object], ...] = ()
+    points: tuple[dict[str, Any], ...] = ()
     sampler: str | None = None
     trials: int | None = None
-    fixed: dict[str, object] = dataclasses.field(default_factory=dict)
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
     prune_after: int | None = None
     seed: int = 0
 

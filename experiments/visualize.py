@@ -10,6 +10,7 @@ The first command scores the run's test split and writes, to the folder `picture
     filters.png    the filters of the first convolution
     confusion.png  the confusion matrix, with each class's error
     mistakes.png   the mistakes with the highest confidence
+    index.html     all of them with the run's curves, config and command, in one file
 
 With --images, only those pictures are scored, whatever their size, and no dataset is needed: each
 becomes a dense_<name>.png of where the likeliest classes are.
@@ -24,6 +25,9 @@ from experiments import cli
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from nin_jax.pretrained.trained import Trained
+    from nin_jax.visualize import figures
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run, or of a release.')
 OUT = flags.DEFINE_string('out', None, 'Where to write the pictures; default WORKDIR/pictures.')
@@ -75,7 +79,32 @@ def main(argv: list[str]) -> int:
     write('filters.png', figures.filters(network))
     write('confusion.png', figures.confusion(scored))
     write('mistakes.png', figures.mistakes(scored))
+    write_page(pathlib.Path(workdir), network, scored, out)
     return 0
+
+
+def write_page(
+    folder: pathlib.Path, network: 'Trained', scored: 'figures.Scored', out: pathlib.Path
+) -> None:
+    """Writes index.html, with the pictures in it."""
+    from nin_jax.files import read_json
+    from nin_jax.runs.workdir import SUMMARY
+    from nin_jax.visualize import figures, html
+
+    summary = read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else {}
+    drawn = {caption: out / name for name, caption in CAPTIONS.items() if (out / name).exists()}
+    errors = figures.class_errors(scored)
+    (out / 'index.html').write_text(html.run_page(folder, network.config, summary, errors, drawn))
+    print(out / 'index.html')
+
+
+CAPTIONS = {
+    'figure4.png': 'Class maps, the top 10 % of activations (figure 4 of the paper)',
+    'heatmaps.png': 'Class activation maps over the images',
+    'mistakes.png': 'Mistakes with the highest confidence',
+    'confusion.png': 'Confusion',
+    'filters.png': 'Filters of the first convolution',
+}
 
 
 if __name__ == '__main__':

@@ -7,6 +7,8 @@ import sys
 
 from nin_jax.errors import UserError
 
+TPU_BOUNDS = {1: '1,1,1', 2: '1,2,1', 4: '2,2,1', 8: '2,4,1'}  # how libtpu counts a process's chips
+
 
 def found() -> tuple[str, list[str]]:
     """('cuda', ['0', '1']), ('tpu', [...]) or ('cpu', []), without starting JAX.
@@ -27,12 +29,13 @@ def found() -> tuple[str, list[str]]:
     return 'cpu', []
 
 
-def environments(workers: int | None, chosen: str | None) -> list[dict[str, str]]:
-    """What to add to the environment of each of the workers; as many as accelerators if None.
+def environments(workers: int | None, chosen: str | None, each: int = 1) -> list[dict[str, str]]:
+    """What to add to the environment of each of the workers.
 
     Args:
-      workers: how many.
+      workers: how many; None for as many as keep all accelerators busy.
       chosen: accelerators to use, such as '0,1'; 'cpu' for none; None for all that there are.
+      each: accelerators a worker; on a CPU, devices that JAX makes of it.
 
     Raises:
       UserError: for accelerators that are not there, or TPU chips that several are to share.
@@ -44,17 +47,26 @@ def environments(workers: int | None, chosen: str | None) -> list[dict[str, str]
     if missing := [n for n in names if n not in there]:
         have = ', '.join(there) or 'none'
         raise UserError(f"--devices: no accelerator '{missing[0]}' here, there are: {have}")
-    count = workers or max(1, len(names))
     if kind == 'cpu':
-        return [{'JAX_PLATFORMS': 'cpu'} if chosen == 'cpu' else {} for _ in range(count)]
+        one = {'JAX_PLATFORMS': 'cpu'} if chosen == 'cpu' else {}
+        split = {'JAX_NUM_CPU_DEVICES': str(each)} if each > 1 else {}
+        return [one | split for _ in range(workers or 1)]
+    groups = [','.join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
+    count = workers or len(groups)
+    if not groups:
+        raise UserError(f'--devices_per_trial={each}: there are only {len(names)} accelerators')
     if kind == 'tpu':
-        if count > len(names):
-            raise UserError(f'--workers={count}: a TPU chip serves one process, there are {names}')
-        one = {'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,1,1', 'TPU_PROCESS_BOUNDS': '1,1,1'}
-        return [one | {'TPU_VISIBLE_CHIPS': name} for name in names[:count]]
-    share = -(-count // len(names))  # processes on the fullest card
+        if each not in TPU_BOUNDS:
+            raise UserError(f'--devices_per_trial={each}: TPU chips go by 1, 2, 4 or 8')
+        if count > len(groups):
+            raise UserError(
+                f'--workers={count}: a TPU chip serves one process, and there are {len(names)}'
+            )
+        one = {'TPU_CHIPS_PER_PROCESS_BOUNDS': TPU_BOUNDS[each], 'TPU_PROCESS_BOUNDS': '1,1,1'}
+        return [one | {'TPU_VISIBLE_CHIPS': group} for group in groups[:count]]
+    share = -(-count // len(groups))  # processes on the fullest card
     fraction = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.9 / share:.3f}'} if share > 1 else {}
-    return [{'CUDA_VISIBLE_DEVICES': names[i % len(names)]} | fraction for i in range(count)]
+    return [{'CUDA_VISIBLE_DEVICES': groups[i % len(groups)]} | fraction for i in range(count)]
 
 
 def cores(index: int, workers: int) -> set[int] | None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 
 class Family:
@@ -43,7 +44,20 @@ class Family:
             process.terminate()
         return process
 
-    def _hand_on(self, signum, _frame):
+    def end(self) -> None:
+        """Asks every process to stop, as if we had been asked to."""
+        self._hand_on(signal.SIGTERM, None)
+
+    def wait(self, seconds: float) -> None:
+        """Waits for every process; kills those that take longer."""
+        until = time.monotonic() + seconds
+        for process in self._alive:
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def _hand_on(self, signum: int, _frame: object) -> None:
         self.stop = True
         for process in self._alive:
             process.send_signal(signum)

@@ -5,26 +5,35 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from nin_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from nin_jax.pretrained.trained import Trained
 
-__version__ = '0.2.0'
-
 
 def load(path: str | os.PathLike) -> Trained:
-    """Opens a trained network: `nin_jax.load('release')(images)` returns logits.
+    """Opens a trained network: `nin_jax.load('cifar10')(images)` gives class scores.
 
     Args:
-      path: the folder of a release that `experiments.export` wrote, or a file in it; or the folder
-        of a run.
+      path: the name of a bundled network (see `list_models`); the folder that `experiments.export`
+        wrote, or a file in it; or the folder of a run. A folder that holds a run or a release
+        takes precedence over a bundled network of the same name.
 
     Returns:
-      The network. Called with uint8 images_NHWC it returns float32 logits_NK; `score` returns the
-      class maps too, `features` the outputs of any layer.
+      A `nin_jax.pretrained.trained.Trained`. Called with uint8 images_NHWC, it returns float32
+      logits_NK; `score` also returns the class maps; `model` and `params` are the arguments of
+      `nin_jax.models.nin.apply`.
 
     Raises:
-      CheckpointError: a file is missing, damaged or of another kind.
+      CheckpointError: there is no such network, or it is damaged; one sentence that says which.
     """
-    from nin_jax.pretrained import release  # lazily: JAX takes seconds to import
+    from nin_jax.pretrained import release
 
     return release.load(path)
+
+
+def list_models() -> list[str]:
+    """The names of the trained networks that come with the package, for `load`."""
+    from nin_jax.pretrained import bundled
+
+    return bundled.names()

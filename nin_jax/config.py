@@ -174,6 +174,7 @@ def smoke(config: ConfigDict) -> None:
     config.train.duration = '4steps'
     config.train.steps_per_call = 2
     config.train.batch_size = 32
+    config.train.microbatch = 0
     config.eval.every = '2steps'
     config.checkpoint.every = '2steps'
 

@@ -6,19 +6,41 @@ already, to save the minute it takes.
 """
 
 import os
-from pathlib import Path
+import pathlib
 
 import numpy as np
 import pytest
 import scipy.io
 
+# Compiled programs are shared by all tests, by the processes they start and by the next session.
+CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'nin_jax' / 'tests'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+
 
 @pytest.fixture(scope='session')
-def archives() -> Path:
+def tiny_run(tmp_path_factory) -> pathlib.Path:
+    """The folder of a finished run of tests/tiny_page.py; do not write to it."""
+    from nin_jax.files import lock
+    from tests.helpers import run_main
+
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get('PYTEST_XDIST_WORKER'):
+        shared = shared.parent
+    folder = shared / 'tiny_run'
+    with lock(shared / 'tiny_run.lock', wait_s=300):  # another worker may be making it
+        if not (folder / 'summary.json').exists():
+            result = run_main(f'--workdir={folder}')
+            assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope='session')
+def archives() -> pathlib.Path:
     """The folder of official archives."""
     if not os.environ.get('NIN_ARCHIVES'):
         pytest.skip('NIN_ARCHIVES is not set: no official archives to test with')
-    return Path(os.environ['NIN_ARCHIVES'])
+    return pathlib.Path(os.environ['NIN_ARCHIVES'])
 
 
 @pytest.fixture(scope='session')
@@ -32,7 +54,9 @@ def data_dir(archives, tmp_path_factory) -> str:
     return root
 
 
-def write_svhn_archives(folder: Path, sizes=(('train', 60), ('extra', 40), ('test', 30))) -> Path:
+def write_svhn_archives(
+    folder: pathlib.Path, sizes=(('train', 60), ('extra', 40), ('test', 30))
+) -> pathlib.Path:
     """Writes made-up archives in SVHN's format, small enough to prepare in a second."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -46,13 +70,13 @@ def write_svhn_archives(folder: Path, sizes=(('train', 60), ('extra', 40), ('tes
 
 
 @pytest.fixture(scope='session')
-def svhn_archives(tmp_path_factory) -> Path:
+def svhn_archives(tmp_path_factory) -> pathlib.Path:
     """Made-up SVHN archives: 60 train, 40 extra and 30 test images; do not write to them."""
     return write_svhn_archives(tmp_path_factory.mktemp('svhn_archives'))
 
 
 @pytest.fixture
-def svhn_dir(svhn_archives, tmp_path) -> Path:
+def svhn_dir(svhn_archives, tmp_path) -> pathlib.Path:
     """A TFDS folder of its own with the made-up SVHN prepared."""
     from nin_jax.data.prepare import prepare
 

@@ -1,5 +1,8 @@
-"""What several tests need: config pages, a tiny network, and runs in processes of their own."""
+"""What several tests need: configs, a tiny network, and commands in processes of their own."""
 
+import atexit
+import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -74,18 +77,75 @@ def command(*flags: str, page: pathlib.Path | str = TINY_PAGE) -> list[str]:
     return [sys.executable, '-m', 'experiments.main', f'--config={page}', *map(str, flags)]
 
 
-def run_main(
-    *flags: str, page: pathlib.Path | str = TINY_PAGE, env: dict | None = None, timeout: float = 300
-) -> subprocess.CompletedProcess:
-    """Runs experiments.main in a process of its own, from the repository's root."""
-    return subprocess.run(
-        command(*flags, page=page),
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a command ended; `kind` is the class of the error it raised, if that is known."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    kind: str = ''
+
+
+@functools.cache
+def forkserver() -> subprocess.Popen:
+    """A server of tests/forkserver.py, started when first asked for."""
+    server = subprocess.Popen(
+        [sys.executable, '-m', 'tests.forkserver'],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def stop() -> None:
+        server.stdin.close()
+        server.wait(timeout=60)
+
+    atexit.register(stop)
+    return server
+
+
+def run_module(module: str, *words: object, timeout: int = 300) -> Result:
+    """Runs an entry point of experiments, such as 'experiments.predict', in a forked process."""
+    server = forkserver()
+    server.stdin.write(json.dumps([module, [str(w) for w in words], timeout]) + '\n')
+    server.stdin.flush()
+    return Result(*json.loads(server.stdout.readline()))
+
+
+def run_process(
+    module: str, *words: object, env: dict | None = None, timeout: float = 300
+) -> Result:
+    """Runs an entry point in a process of its own, from the repository's root."""
+    done = subprocess.run(
+        [sys.executable, '-m', module, *(os.fsencode(str(w)) for w in words)],
         cwd=ROOT,
         env=os.environ | (env or {}),
         capture_output=True,
-        text=True,
         timeout=timeout,
     )
+    out, err = (text.decode(errors='replace') for text in (done.stdout, done.stderr))
+    return Result(done.returncode, out, err)
+
+
+def run_main(
+    *flags: object, page: pathlib.Path | str = TINY_PAGE, env: dict | None = None
+) -> Result:
+    """Runs experiments.main on a config; a changed environment needs a process of its own."""
+    words = (f'--config={page}', *flags)
+    if env:
+        return run_process('experiments.main', *words, env=env)
+    return run_module('experiments.main', *words)
+
+
+def assert_refused(result: Result, *names: str, kind: str = '', status: int = 2) -> None:
+    """One line on stderr that holds the names (keys, values, paths), and the exit status."""
+    assert (result.returncode, result.stderr.count('\n')) == (status, 1), result
+    assert result.stderr.startswith('error: ') and 'Traceback' not in result.stdout, result
+    for name in names:
+        assert name in result.stderr, result
+    assert result.kind == (kind or result.kind), result
 
 
 def metrics(workdir: pathlib.Path, kind: str) -> list[dict]:
@@ -95,14 +155,3 @@ def metrics(workdir: pathlib.Path, kind: str) -> list[dict]:
 
 def summary(workdir: pathlib.Path) -> dict:
     return json.loads((workdir / 'summary.json').read_text())
-
-
-def run_module(module: str, *words, timeout: float = 300) -> subprocess.CompletedProcess:
-    """Runs another entry point, such as experiments.predict, in the same way."""
-    return subprocess.run(
-        [sys.executable, '-m', module, *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )

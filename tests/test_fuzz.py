@@ -1,5 +1,6 @@
 """Any bytes and any words: a result or a UserError, never another exception, in bounded memory."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -16,13 +17,12 @@ from ml_collections import config_flags
 from PIL import Image
 
 from experiments import cli
+from nin_jax import files
 from nin_jax.config import default_config, flatten, validate
 from nin_jax.data import archives, cache, images, preprocess
 from nin_jax.errors import CheckpointError, ConfigError, DataError, UserError
-from nin_jax.files import write_json
 from nin_jax.plan import make_plan
 from nin_jax.pretrained import caffemodel, trained
-from nin_jax.runs import checkpoint
 from nin_jax.runs.metrics import Metrics, Stopwatch
 
 MANY = settings(
@@ -128,9 +128,10 @@ JSON = st.recursive(
 @MANY
 @given(st.dictionaries(KEYS | st.just('model.blocks.a.kernel'), JSON, max_size=6) | JSON)
 def test_any_json_is_a_config_or_a_sentence(tmp_path, value):
-    (tmp_path / 'config.json').write_text(json.dumps(value))
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps(value))
     try:
-        validate(trained.read_config(tmp_path))
+        validate(trained.read_config(files.read_json(path), path))
     except UserError as e:
         one_line(e)
 
@@ -188,7 +189,7 @@ def test_any_index_of_a_cache(tmp_path, data):
 @MANY
 @given(mutated(b'{"status": "done", "final_error": 0.5}'))
 def test_any_summary(tmp_path, data):
-    try_reading(checkpoint.read_json, tmp_path / 'summary.json', data)
+    try_reading(files.read_json, tmp_path / 'summary.json', data)
 
 
 LINE = b'{"kind": "%s", "attempt": 0, "step": 4, "epoch": 1.0, "loss": 1.0, "error": 0.5}\n'
@@ -198,11 +199,13 @@ LINE = b'{"kind": "%s", "attempt": 0, "step": 4, "epoch": 1.0, "loss": 1.0, "err
 @given(mutated(LINE % b'train' + LINE % b'eval'), st.booleans())
 def test_any_metrics(tmp_path, data, sealed):
     def read(path):
-        with Metrics(
-            *(tmp_path, 100, 1, 1.0, (0, 8), Stopwatch({'train': 1.0})),
-            digest='0' * 64 if sealed else None,
-        ) as records:
-            records.train(12, 1.0, 0.5)
+        with contextlib.closing(
+            Metrics(
+                *(tmp_path, 100, 1, 1.0, (0, 8), Stopwatch({'train': 1.0})),
+                digest='0' * 64 if sealed else None,
+            )
+        ) as metrics:
+            metrics.train(12, 1.0, 0.5)
         assert json.loads(path.read_text().splitlines()[-1])['step'] == 12
 
     try_reading(read, tmp_path / 'metrics.jsonl', data)
@@ -254,9 +257,9 @@ def prepare_raw(name: str, files: dict[str, bytes], folder) -> None:
 @FEW
 @given(mutated(IDX), mutated(b'\0\0\x08\x01\0\0\0\x01\x03'))
 def test_any_idx_files(tmp_path_factory, images, labels):
-    files = {f'{p}-images-idx3-ubyte.gz': gzip.compress(images) for p in ('train', 't10k')}
-    files |= {f'{p}-labels-idx1-ubyte.gz': gzip.compress(labels) for p in ('train', 't10k')}
-    prepare_raw('mnist', files, tmp_path_factory.mktemp('idx'))
+    raw = {f'{p}-images-idx3-ubyte.gz': gzip.compress(images) for p in ('train', 't10k')}
+    raw |= {f'{p}-labels-idx1-ubyte.gz': gzip.compress(labels) for p in ('train', 't10k')}
+    prepare_raw('mnist', raw, tmp_path_factory.mktemp('idx'))
 
 
 @FEW
@@ -264,27 +267,27 @@ def test_any_idx_files(tmp_path_factory, images, labels):
 def test_any_cifar_files(tmp_path_factory, data):
     names = [f'cifar-10-batches-bin/data_batch_{k}.bin' for k in range(1, 6)]
     names += ['cifar-10-batches-bin/test_batch.bin', 'cifar-10-batches-bin/batches.meta.txt']
-    files = {'cifar-10-binary.tar.gz': tar_gz(names, data)}
-    prepare_raw('cifar10', files, tmp_path_factory.mktemp('cifar'))
+    raw = {'cifar-10-binary.tar.gz': tar_gz(names, data)}
+    prepare_raw('cifar10', raw, tmp_path_factory.mktemp('cifar'))
 
 
 @FEW
 @given(mutated(MAT))
 def test_any_mat_files(tmp_path_factory, data):
-    files = {f'{part}_32x32.mat': data for part in ('train', 'extra', 'test')}
-    prepare_raw('svhn_cropped', files, tmp_path_factory.mktemp('mat'))
+    raw = {f'{part}_32x32.mat': data for part in ('train', 'extra', 'test')}
+    prepare_raw('svhn_cropped', raw, tmp_path_factory.mktemp('mat'))
 
 
 def test_every_flipped_bit_of_a_sealed_file_is_seen_or_harmless(tmp_path):
     path, value = tmp_path / 'summary.json', {'status': 'done', 'final_error': 0.25, 'seed': 3}
-    write_json(path, value)
+    files.write_json(path, value)
     whole, seen = path.read_bytes(), 0
     for bit in range(8 * len(whole)):
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
         try:
-            read = checkpoint.read_json(path)
+            read = files.read_json(path)
         except CheckpointError as e:
             one_line(e)
             seen += 1

@@ -5,6 +5,7 @@
 variant      changes                                          paper's test error
              60 epochs, drops at 40 and 50                    0.47 %
 :modern      the recipe of _modern.py for digits, 60 epochs   none
+:fast        the recipe of _fast.py for digits                none
 :smoke       four steps on 512 images, to see that it works
 
 On a CPU, 10 epochs with drops at 6 and 8 came to 0.92 % (one seed; RESULTS.md has the command).

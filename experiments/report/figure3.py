@@ -20,10 +20,15 @@ def in_figure3(groups: list[Group]) -> list[Group]:
     ]
 
 
+def kind(g: Group) -> str:
+    """'dropout' or 'no dropout'."""
+    return FIGURE3_PAGES[g.page or '']
+
+
 def caption(groups: list[Group]) -> str:
     """What Figure 3's lines are."""
     lines = [
-        f'{run["name"]} ({FIGURE3_PAGES[g.page]}, {g.length}'
+        f'{run["name"]} ({FIGURE3_PAGES[g.page or ""]}, {g.length}'
         + ''.join(f', {k}={json.dumps(v)}' for k, v in training_changes(g).items())
         + ')'
         for g in in_figure3(groups)
@@ -38,9 +43,10 @@ def figure3_differences(groups: list[Group]) -> str:
     rows = ''
     for g in in_figure3(groups):
         for run in g.runs:
-            ours = {round(row[0], 3): row for row in run['epochs']}
+            # An epoch is not a whole number of batches, so evaluations are a little late.
+            ours = {round(row[0]): row for row in run['epochs'] if abs(row[0] % 1) < 0.3}
             for part, column in (('training', 2), ('test', 4)):
-                paper = FIGURE3[f'{part}, {FIGURE3_PAGES[g.page]}']
+                paper = FIGURE3[f'{part}, {FIGURE3_PAGES[g.page or ""]}']
                 pairs = [
                     f'{epoch}: {100 * (ours[epoch][column] - error):+.1f}'
                     for epoch, error in zip(FIGURE3_EPOCHS, paper, strict=True)
@@ -60,16 +66,16 @@ def draw_figure3(runs: list[dict], pages: dict[str, dict], path: pathlib.Path) -
     figure = Figure(figsize=(11, 4.5), layout='constrained', dpi=110)
     FigureCanvasAgg(figure)
     colours = dict(zip(FIGURE3, ('tab:orange', 'tab:blue', 'tab:red', 'tab:green'), strict=True))
-    ours = [(run, FIGURE3_PAGES[g.page]) for g in in_figure3(group(runs, pages)) for run in g.runs]
+    ours = [(run, kind(g)) for g in in_figure3(group(runs, pages)) for run in g.runs]
     longest = max((run['epoch'] for run, _ in ours), default=0)
     views = ((200, 0.4), (max(24, min(longest, 40)), 0.92))  # epochs and error shown
     for axes, (last, top) in zip(figure.subplots(1, 2), views, strict=True):
         for name, errors in FIGURE3.items():
             axes.plot(FIGURE3_EPOCHS, errors, 'o', ms=3.5, color=colours[name], label=name)
-        for run, kind in ours:
+        for run, dropout in ours:
             for part, column in (('training', 2), ('test', 4)):
                 points = [(row[0], row[column]) for row in run['epochs']]
-                axes.plot(*zip(*points, strict=True), lw=1, color=colours[f'{part}, {kind}'])
+                axes.plot(*zip(*points, strict=True), lw=1, color=colours[f'{part}, {dropout}'])
         axes.set(xlim=(0, last), ylim=(0, top), xlabel='epoch', ylabel='error')
         axes.grid(alpha=0.3)
     figure.axes[0].legend(title="the paper's figure 3 (dots)\nours (lines)", fontsize=8)

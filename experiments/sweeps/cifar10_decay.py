@@ -3,7 +3,7 @@
     python -m launch.sweep --sweep=experiments/sweeps/cifar10_decay.py --study=cifar10_decay
 
 What it answers: the paper takes "weight decay" and learning rate from Maxout's procedure without
-giving either; how much hangs on the authors' 0.1 and 0.0001?
+giving either; how much depends on the authors' 0.1 and 0.0001?
 What it costs: 20 trials of 8,100 steps (40,000 training images), 1.4 PFLOP each: minutes a trial on
 a GPU, a day on a CPU. Needs `python -m experiments.prepare cifar10`.
 """

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,8 +161,9 @@ def report(config: ConfigDict, topology: str) -> Report:
         replicated,
     )
     compile_s = time.perf_counter() - start
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    hlo = compiled.as_text()
+    memory: Any = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
+    hlo = compiled.as_text() or ''
     pieces = setup.batch_size // setup.microbatch  # a loop in the step, which is counted once
     flops = cost['flops'] * pieces
     traffic, collectives = step_costs(hlo, plan.steps_per_call, pieces)
@@ -251,25 +253,24 @@ def abstract_batches(config: ConfigDict, setup: Setup, plan: Plan) -> Batches:
 
 
 def abstract_preprocess(config: ConfigDict) -> Preprocess:
-    shape = lookup(config.data.name).image_shape
-    if config.preprocess.recipe == 'mean':
-        colour = jax.ShapeDtypeStruct((1, 1, shape[-1]), jnp.float32)
-        return Preprocess('mean', mean_HWC=colour)
-    if config.preprocess.recipe != 'gcn_zca':
-        return Preprocess(config.preprocess.recipe)
-    size = math.prod(shape)
-    return Preprocess(
-        'gcn_zca',
-        float(config.preprocess.gcn_scale),
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        jax.ShapeDtypeStruct((size, size), jnp.float32),
-    )
+    """The preprocessing of a run with shapes in place of arrays."""
+    shape, recipe = lookup(config.data.name).image_shape, config.preprocess.recipe
+    size, channels = math.prod(shape), shape[-1]
+    shapes = {
+        'mean': {'mean_HWC': (1, 1, channels)},
+        'gcn_zca': {'mean_HWC': shape, 'whiten_DD': (size, size)},
+        'patch_zca': {'kernel_HWIO': (5, 5, channels, channels)},
+    }.get(recipe, {})
+    arrays: Any = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
+    gcn_scale = float(config.preprocess.gcn_scale) if recipe == 'gcn_zca' else 55.0
+    return Preprocess(recipe, gcn_scale, **arrays)
 
 
-def resident_bytes(tree, sharding: NamedSharding) -> int:
+def resident_bytes(tree: Any, sharding: NamedSharding) -> int:
     """Bytes a chip of arrays that lie there, in the padded layout that the compiler gives them."""
     nothing = jax.jit(lambda _: 0, keep_unused=True).lower(on(sharding, tree)).compile()
-    return nothing.memory_analysis().argument_size_in_bytes
+    memory: Any = nothing.memory_analysis()
+    return memory.argument_size_in_bytes
 
 
 # ---- the chips ------------------------------------------------------------------------------
@@ -284,7 +285,12 @@ def tpu_slice(topology: str) -> tuple[Mesh, Chip]:
     match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', topology)
     chip = TPUS.get(match[1]) if match else None
     shape = [int(n) for n in match[2].split('x')] if match else []
-    if chip is None or len(shape) != chip.axes or not 1 <= math.prod(shape) <= chip.most:
+    if (
+        match is None
+        or chip is None
+        or len(shape) != chip.axes
+        or not 1 <= math.prod(shape) <= chip.most
+    ):
         known = ', '.join(f'{name} ({c.axes} numbers)' for name, c in TPUS.items())
         raise UserError(
             f"--topology={topology}: write 'local', or a TPU and the shape of its slice, such as "
@@ -296,7 +302,7 @@ def tpu_slice(topology: str) -> tuple[Mesh, Chip]:
             "pip install -e '.[preflight]'"
         )
     host = [min(n, 2) for n in shape[:2]] + [1]
-    options = {'chips_per_host_bounds': host}
+    options: dict[str, Any] = {'chips_per_host_bounds': host}
     if match[1] == 'v4':
         options['chip_config_name'] = 'megacore'  # a chip's two cores as one device
     try:
@@ -307,7 +313,7 @@ def tpu_slice(topology: str) -> tuple[Mesh, Chip]:
     return mesh_of(devices), chip
 
 
-def measured_chip(device: jax.Device, size: int = 2048) -> Chip:
+def measured_chip(device: Any, size: int = 2048) -> Chip:
     """What a local device does of large matrix products and copies, by the best of a few tries."""
     a_NN = jax.device_put(jnp.ones((size, size), jnp.float32), device)
     flops = 2 * size**3 / best_seconds(jax.jit(jnp.matmul), a_NN, a_NN)
@@ -415,7 +421,7 @@ def parse_hlo(hlo: str) -> tuple[dict[str, dict], dict[str, list[str]]]:
             words = re.findall(r'[\w.\-]+', re.sub(r'/\*.*?\*/', '', operands))  # '/*index=5*/'
             computations[here][name] = (shape, operation, words, called[1] if called else '')
             if operation == 'while':
-                bodies[here].append(re.search(r'body=%?([\w.\-]+)', line)[1])
+                bodies[here] += re.findall(r'body=%?([\w.\-]+)', line)[:1]
     return computations, bodies
 
 

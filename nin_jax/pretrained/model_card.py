@@ -1,25 +1,28 @@
-"""The model card of a released network: its provenance, its error, and how to load it."""
+"""The model card of a released network: where it comes from, what it scores, how to load it."""
 
 import json
 import pathlib
 import statistics
 
-from nin_jax import __version__
 from nin_jax.config import flatten
 from nin_jax.files import read_json
 from nin_jax.models.nin import count_parameters
 from nin_jax.pretrained.trained import Trained
+from nin_jax.version import __version__
 
-KEPT = ('status', 'reason', 'epoch', 'seed', 'eval_images', 'commit', 'versions', 'device')
+KEPT = (
+    *('status', 'reason', 'epoch', 'seed', 'eval_images', 'seconds'),
+    *('commit', 'versions', 'device'),
+)
 
 
 def provenance(workdir: pathlib.Path, step: int) -> dict:
-    """Collects what the run recorded of the network at `step`; computes nothing.
+    """What the run's own records say of the network at `step`; nothing is computed here.
 
     Returns:
-      From summary.json: status, seed, commit, versions and device of the run. Also 'error', which
-      the run recorded at that step (None if it did not evaluate), and 'other_errors', the final
-      errors of runs in sibling folders that differ only in their seed.
+      Of summary.json: how the run ended, seed, commit, versions, device. Beside it 'error', as the
+      run itself evaluated it at that step (None if it did not), and 'other_errors', the final
+      errors of runs in neighbouring folders that differ in nothing but their seed.
 
     Raises:
       CheckpointError: summary.json is damaged.
@@ -27,7 +30,7 @@ def provenance(workdir: pathlib.Path, step: int) -> dict:
     path = workdir / 'summary.json'
     summary: dict = read_json(path) if path.exists() else {'status': 'unfinished'}
     found = {key: summary.get(key) for key in KEPT}
-    found['error'] = _error_at(workdir / 'metrics.jsonl', step, summary.get('attempt', 0))
+    found['error'] = _error_at(workdir / 'metrics.jsonl', step, int(summary.get('attempt', 0)))
     found['other_errors'] = _other_seeds(workdir, summary)
     return found
 
@@ -53,13 +56,18 @@ def _other_seeds(workdir: pathlib.Path, summary: dict) -> list[float]:
     return errors
 
 
-def text(trained: Trained, found: dict) -> str:
-    """Writes the card in Markdown.
+def text(
+    trained: Trained, found: dict, programs: tuple[str, ...] = (), dtype: str = 'float32'
+) -> str:
+    """The card, Markdown.
 
     Args:
       trained: the network.
-      found: what `provenance` returned, plus 'largest_difference' (of the exported program's
-        logits) and, if it scored the test images, 'exported_error' and 'scored' (their number).
+      found: what `provenance` returned. If the test images were scored, also 'scored_error', the
+        error, 'scored', how many images, and 'scored_by', what scored them. If there are programs,
+        'largest_difference' of their logits from the network's.
+      programs: names of the release's programs, 'model.stablehlo' or 'model.onnx'.
+      dtype: of the stored kernels.
     """
     config = trained.config
     height, width, channels = trained.image_shape
@@ -74,9 +82,11 @@ Lin, Chen and Yan's Network In Network ([arXiv 1312.4400](https://arxiv.org/abs/
 |---|---|
 | data | `{config.data.name}`: trained on `{config.data.train}`, error on `{config.data.eval}` |
 | test error | {_error(found, config.eval.tta)} |
+| recipe | {_recipe(trained)} |
 | from | {_origin(trained, found)} |
+| stored as | {dtype} kernels, read back as float32 |
 | code | nin_jax {__version__}, commit `{found['commit'] or 'unknown'}` |
-| license | {_license(found)} |
+| licence | {_licence(found)} |
 
 ## Loading
 
@@ -86,28 +96,20 @@ One line, with the package:
 logits_NK = nin_jax.load('FOLDER')(images_NHWC)  # uint8 (N, {height}, {width}, {channels})
 ```
 
-`nin_jax.load` checks the files' SHA-256 against `config.json`; `.score` gives the class maps too.
-
-Without it, on a CPU, a CUDA GPU or a TPU (`pip install jax flatbuffers`):
-
-```python
-import jax.export
-program = jax.export.deserialize(open('model.stablehlo', 'rb').read())
-logits_BK, maps_BHWK = program.call(images_BHWC)  # uint8; preprocessing is inside
-```
-
+`nin_jax.load` checks the files' SHA-256 against `config.json`; `.score` also returns the class
+maps.
+{_programs(trained, programs)}
 `model.safetensors` holds the weights for everything else: `conv1.kernel` is (height, width, in,
-out), `conv1.bias` (out), then `cccp1`, `cccp2`, `conv2`, ... in the authors' names. Preprocess the
-images by the recipe `{trained.preprocess.recipe}` of `nin_jax/data/preprocess.py`; its arrays, if
-it has any, are in the same file.
+out), `conv1.bias` (out), then `cccp1`, `cccp2`, `conv2`, ... in the authors' names. Preprocess
+pixels by the recipe `{trained.preprocess.recipe}` of `nin_jax/data/preprocess.py`; its arrays, if
+it has any, are there too.
 
 ## Limits
 
-* It predicts one of its classes whatever the image shows, and its probabilities are not
+* It answers with one of its classes whatever the picture shows, and its probabilities are not
   calibrated.
-* `model.stablehlo` takes images of {height}x{width} only; with the package, any size. On random
-  images its logits differ from the network's by at most {found['largest_difference']:.1g}.
-* Its error on images from other cameras, with other crops or corruptions, is not known.
+{_program_limits(trained, found, programs)}* How it does on other cameras, crops or corruptions
+  than those of its test images was not measured.
 
 ## Config
 
@@ -115,6 +117,56 @@ it has any, are in the same file.
 {_settings(trained)}
 ```
 """
+
+
+def _programs(trained: Trained, programs: tuple[str, ...]) -> str:
+    """How to run each program without this package."""
+    words = ''
+    if 'model.stablehlo' in programs:
+        words += """
+Without it, on a CPU, a CUDA GPU or a TPU (`pip install jax flatbuffers`):
+
+```python
+import jax.export
+program = jax.export.deserialize(open('model.stablehlo', 'rb').read())
+logits_BK, maps_BHWK = program.call(images_BHWC)  # uint8; preprocessing is inside
+```
+"""
+    if 'model.onnx' in programs:
+        words += """
+With ONNX Runtime (`pip install onnxruntime`), or any other ONNX runtime:
+
+```python
+import onnxruntime
+session = onnxruntime.InferenceSession('model.onnx')
+logits_BK, maps_BHWK = session.run(['logits', 'maps'], {'images': images_BHWC})  # uint8
+```
+"""
+    return words
+
+
+def _program_limits(trained: Trained, found: dict, programs: tuple[str, ...]) -> str:
+    if not programs:
+        return ''
+    height, width, _ = trained.image_shape
+    size = (
+        f'* `model.stablehlo` takes images of {height}x{width} only; with the package, any size.\n'
+        if 'model.stablehlo' in programs
+        else ''
+    )
+    return (
+        f"{size}* The programs' logits differ from the network's by "
+        f'{found["largest_difference"]:.1g} at most.\n'
+    )
+
+
+def _recipe(trained: Trained) -> str:
+    config = trained.config
+    parts = [f'preprocessing `{config.preprocess.recipe}`', f'`{config.optim.rule}`']
+    parts += [f'`{config.optim.schedule}`', f'{config.train.duration}']
+    if config.model.norm == 'batch':
+        parts.append('batch normalization')
+    return ', '.join(parts)
 
 
 def _error(found: dict, tta: str) -> str:
@@ -128,9 +180,9 @@ def _error(found: dict, tta: str) -> str:
                 f'over {len(others)} seeds {statistics.mean(others):.2f} ± '
                 f'{statistics.stdev(others):.2f} %'
             )
-    if 'exported_error' in found:
+    if 'scored_error' in found:
         words.append(
-            f'{found["exported_error"]:.2%} (the exported program, {found["scored"]:,} images)'
+            f'{found["scored_error"]:.2%} ({found["scored_by"]}, {found["scored"]:,} images)'
         )
     return '; '.join(words) or 'not measured'
 
@@ -140,10 +192,12 @@ def _origin(trained: Trained, found: dict) -> str:
         return found['reason']
     epochs = f', {found["epoch"]:.4g} epochs in all' if found['epoch'] else ''
     kind = (found['device'] or {}).get('kind', 'an unknown device')
-    return f'step {trained.step:,} of a run that is {found["status"]}{epochs}, on {kind}'
+    seconds = found.get('seconds') or {}
+    minutes = f' in {sum(seconds.values()) / 60:.3g} minutes' if seconds else ''
+    return f'step {trained.step:,} of a run that is {found["status"]}{epochs}, on {kind}{minutes}'
 
 
-def _license(found: dict) -> str:
+def _licence(found: dict) -> str:
     if found['status'] == 'imported':
         return "code Apache-2.0; the weights are the paper's authors'"
     return "Apache-2.0 (code and weights; the training images have their own publishers' terms)"

@@ -3,11 +3,15 @@
     config.json         the config, class names, provenance; SHA-256 of every other file
     model.safetensors   weights under the authors' layer names, and the preprocessing's arrays
     model.stablehlo     preprocessing and network as one program, which JAX runs on its own
+    model.onnx          the same for ONNX runtimes, if asked for
     README.md           the model card
+
+A bundled release has neither program, and its kernels are stored in float16.
 
 Nothing in it is pickled. `config.json` also carries a checksum of itself.
 """
 
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -20,19 +24,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from nin_jax import __version__
 from nin_jax.config import Block
 from nin_jax.data import preprocess
-from nin_jax.errors import CheckpointError, UserError
+from nin_jax.errors import CheckpointError, UserError, did_you_mean
 from nin_jax.files import file_sha256, read_json, write_json
 from nin_jax.models.factory import abstract_model, join, split_weights
 from nin_jax.models.features import layer_names, leaf_name
-from nin_jax.pretrained import model_card
+from nin_jax.pretrained import bundled, model_card
 from nin_jax.pretrained.trained import Trained, load_run, open_network, read_config
 from nin_jax.runs.workdir import flat_config
+from nin_jax.version import __version__
 
 FORMAT = 'nin_jax release 1'
-WEIGHTS, PROGRAM = 'model.safetensors', 'model.stablehlo'
+WEIGHTS, PROGRAM, ONNX = 'model.safetensors', 'model.stablehlo', 'model.onnx'
+DTYPES = ('float32', 'float16')  # of the stored kernels
 PREPROCESS = 'preprocess.'  # prefix of its arrays among the weights
 
 
@@ -45,14 +50,37 @@ def check_new(folder: pathlib.Path) -> None:
         raise UserError(_INSTALL)
 
 
-def write(folder: pathlib.Path, trained: Trained, program: bytes, provenance: dict) -> None:
+def stored_in(trained: Trained, dtype: str) -> Trained:
+    """The network with its kernels rounded as a release of `dtype`, of DTYPES, stores them.
+
+    Biases, running averages and the preprocessing stay float32: they are small.
+    """
+    if dtype == 'float32':
+        return trained
+
+    def rounded(path: tuple, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype).astype(leaf.dtype) if path[-1].key == 'kernel' else leaf
+
+    params = jax.tree_util.tree_map_with_path(rounded, trained.params)
+    return dataclasses.replace(trained, params=params)
+
+
+def write(
+    folder: pathlib.Path,
+    trained: Trained,
+    programs: dict[str, bytes],
+    provenance: dict,
+    dtype: str = 'float32',
+) -> None:
     """Writes a release, atomically: a killed process leaves nothing in its folder.
 
     Args:
       folder: new, or empty.
-      trained: the network.
-      program: the same network, from `stablehlo.serialize`.
+      trained: the network, from `stored_in` if dtype is not float32.
+      programs: {PROGRAM: what `stablehlo.serialize` returned, ONNX: what `onnx_graph.build` did},
+        or only one of them, or none.
       provenance: from `model_card.provenance`; goes into config.json and the model card.
+      dtype: of the stored kernels, one of DTYPES; they are float32 again once loaded.
 
     Raises:
       UserError: see `check_new`.
@@ -62,16 +90,21 @@ def write(folder: pathlib.Path, trained: Trained, program: bytes, provenance: di
     temporary = folder.with_name(f'{folder.name}.{os.getpid()}.incomplete')
     temporary.mkdir(parents=True)
     try:
-        arrays = named(trained.params, _layer_names(trained.config)) | {
+        arrays = named(trained.params, _layer_names(trained.config))
+        arrays = {k: a.astype(dtype) if k.endswith('.kernel') else a for k, a in arrays.items()}
+        arrays |= {
             f'{PREPROCESS}{name}': np.asarray(array)
             for name, array in trained.preprocess.arrays.items()
             if array is not None
         }
-        weights = _safetensors().save(arrays, metadata={'format': FORMAT})
-        (temporary / WEIGHTS).write_bytes(weights)
-        (temporary / PROGRAM).write_bytes(program)
-        (temporary / 'README.md').write_text(model_card.text(trained, provenance))
-        files = (WEIGHTS, PROGRAM, 'README.md')
+        card = model_card.text(trained, provenance, tuple(programs), dtype).encode()
+        files = {
+            WEIGHTS: _safetensors().save(arrays, metadata={'format': FORMAT}),
+            **programs,
+            'README.md': card,
+        }
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
         content = {
             'format': FORMAT,
             'version': __version__,
@@ -100,8 +133,13 @@ def load(path: str | os.PathLike, step: int | None = None) -> Trained:
     Raises:
       CheckpointError: a file is missing, damaged or not of a release or a run.
     """
-    path = pathlib.Path(path)
+    path = bundled.resolve(pathlib.Path(path))
     folder = path if path.is_dir() else path.parent
+    if not path.exists():
+        raise CheckpointError(
+            f"'{path}' does not exist, nor is it a bundled network"
+            + (did_you_mean(str(path), names) if (names := bundled.names()) else '')
+        )
     content = _read_content(folder)
     if 'format' not in content:
         return load_run(folder, step)
@@ -115,7 +153,10 @@ def load(path: str | os.PathLike, step: int | None = None) -> Trained:
             f"'{weights}' is damaged (its SHA-256 is not that in config.json): get the release "
             'again'
         )
-    arrays = _safetensors().load_file(weights)
+    arrays = {
+        name: array.astype(np.float32) if array.dtype == np.float16 else array
+        for name, array in _safetensors().load_file(weights).items()
+    }
     config = read_config(content['config'], folder / 'config.json')
     config.devices = 1
     fitted = preprocess.Preprocess(

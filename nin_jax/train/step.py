@@ -113,7 +113,9 @@ def train_steps(
     if isinstance(examples, Examples):
         batches = example_order(order_key, state.step, num_steps, setup.batch_size, len(examples))
 
-    def one_step(state: TrainState, batch: jax.Array | Batches):
+    def one_step(
+        state: TrainState, batch: jax.Array | Batches
+    ) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
         x_BHWC, labels_B = take_batch(examples, batch, preprocess, setup.mesh)
         x_BHWC, targets_B = setup.augment(
             jax.random.fold_in(augment_key, state.step), x_BHWC, labels_B
@@ -172,13 +174,15 @@ def loss_and_gradient(
     targets are labels, or probabilities of all classes.
     """
 
-    def loss_fn(params: dict, x_bHWC: jax.Array, targets_b: jax.Array, keys_b: jax.Array):
+    def loss_fn(
+        params: dict, x_bHWC: jax.Array, targets_b: jax.Array, keys_b: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, dict]]:
         model = nnx.merge(setup.model, nnx.State(join(params, stats or {})))
         logits_bK, _ = run(model, x_bHWC, keys_b, training=True)
         loss = jnp.sum(cross_entropy(logits_bK, targets_b)) / setup.batch_size
         return loss, (logits_bK, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
-    def add_piece(total, piece):
+    def add_piece(total: Any, piece: Any) -> tuple[Any, Any]:
         (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *piece)
         return jax.tree.map(jnp.add, total, (loss, grads)), aux
 
@@ -187,8 +191,8 @@ def loss_and_gradient(
     )
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
     (loss, grads), (logits_PbK, stats_P) = jax.lax.scan(add_piece, zero, pieces)
-    stats = jax.tree.map(lambda s_P: jnp.mean(s_P, axis=0), stats_P)  # one update a step
-    return loss, logits_PbK.reshape(setup.batch_size, -1), grads, stats
+    new_stats = jax.tree.map(lambda s_P: jnp.mean(s_P, axis=0), stats_P)  # one update a step
+    return loss, logits_PbK.reshape(setup.batch_size, -1), grads, new_stats
 
 
 def cross_entropy(logits_BK: jax.Array, targets_B: jax.Array) -> jax.Array:
@@ -209,7 +213,7 @@ def evaluate(
     n, batch_size = len(examples.labels), setup.eval_batch_size
     positions = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
 
-    def one_batch(sums, positions_B: jax.Array):
+    def one_batch(sums: tuple, positions_B: jax.Array) -> tuple[tuple, None]:
         x_BHWC, labels_B = take_batch(
             examples, jnp.minimum(positions_B, n - 1), preprocess, setup.mesh
         )

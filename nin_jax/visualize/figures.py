@@ -41,6 +41,16 @@ def score(trained: Trained, split: Arrays) -> Scored:
     return Scored(split, softmax(logits_NK, axis=-1), maps_NHWK)
 
 
+def class_errors(scored: Scored) -> dict[str, float]:
+    """Class name -> share of its images that are wrong, for the classes that have images."""
+    labels_N, wrong_N = scored.split.labels, scored.predictions_N != scored.split.labels
+    return {
+        name: float(wrong_N[labels_N == k].mean())
+        for k, name in enumerate(scored.split.class_names)
+        if (labels_N == k).any()
+    }
+
+
 def figure4(trained: Trained, scored: Scored, fraction: float = 0.1) -> Image.Image:
     """The paper's figure 4: a row for the first test image of each of (the first) ten classes.
 

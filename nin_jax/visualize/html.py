@@ -107,7 +107,7 @@ def _curves(metrics: pathlib.Path, config: ConfigDict) -> str:
         marker = 'o' if len(points[kind]) < 20 and kind == 'eval' else None
         x, y = np.array(points[kind] or [(0.0, np.nan)]).T
         errors.plot(x, 100 * y, lw=1.2, marker=marker, ms=4, label=label)
-    errors.set(xlabel='epoch', ylabel='top-1 error (%)', ylim=(0, None))
+    errors.set(xlabel='epoch', ylabel='top-1 error (%)', xlim=(0, None), ylim=(0, None))
     errors.legend()
     epochs, rates = learning_rates(config)
     rate.plot(epochs, rates, lw=1.2, color='tab:green')

@@ -10,7 +10,7 @@ import pytest
 from tensorflow_datasets.image_classification import mnist
 
 from nin_jax import commands
-from nin_jax.data import datasets
+from nin_jax.data import catalog, datasets
 from nin_jax.data.prepare import prepare
 from tests.helpers import ROOT, summary, tiny_config
 
@@ -43,8 +43,8 @@ def test_worked_example(archives, tmp_path, monkeypatch, capsys):
     digits.train.duration = '4steps'
     assert commands.train(digits, tmp_path / 'runs' / 'quickstart', command='') == 0
 
-    monkeypatch.setattr(datasets, 'DATASETS', dict(datasets.DATASETS))
-    exec(CODE, vars(datasets))
+    monkeypatch.setattr(catalog, 'DATASETS', dict(catalog.DATASETS))
+    exec(CODE, vars(catalog))
     prepare_command, train_command = (shlex.split(line) for line in BASH.splitlines())
     name = prepare_command[3]
     prepare(name, str(tmp_path / 'tfds'), str(archives))

@@ -1,55 +1,26 @@
-"""Every mistake of tests/bad_inputs.py gets its sentence; nothing read from disk is executed."""
+"""Every mistake of tests/bad_inputs.py is refused by name; nothing read from disk is executed."""
 
 import ast
-import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from tests.bad_inputs import CASES, MAIN, SEEDS
+from tests.bad_inputs import CASES, MAIN
 from tests.conftest import write_svhn_archives
-from tests.helpers import ROOT, TINY_PAGE, run_main
+from tests.helpers import ROOT, TINY_PAGE, assert_refused, run_module, run_process
 
 REAL = 13  # every so many'th case also runs as a process that was not forked
 
 
 @pytest.fixture(scope='module')
-def places(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp('whole')
-    result = run_main(f'--workdir={folder / "run"}')
-    assert result.returncode == 0, result.stderr
-    archives = write_svhn_archives(folder / 'archives')
-    return {'tiny': str(TINY_PAGE), 'run': str(folder / 'run'), 'archives': str(archives)}
+def places(tmp_path_factory, tiny_run) -> dict[str, str]:
+    archives = write_svhn_archives(tmp_path_factory.mktemp('archives'))
+    return {'tiny': str(TINY_PAGE), 'run': str(tiny_run), 'archives': str(archives)}
 
 
-@pytest.fixture(scope='module')
-def servers():
-    """Module -> a server of tests/forkserver.py, started when first asked for."""
-    running = {}
-
-    def get(module: str) -> subprocess.Popen:
-        if module not in running:
-            running[module] = subprocess.Popen(
-                [sys.executable, '-m', 'tests.forkserver', module],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        return running[module]
-
-    yield get
-    for process in running.values():
-        process.stdin.close()
-        process.wait(timeout=60)
-
-
-def lay_out(case, places, folder) -> tuple[list[str], str]:
-    """Writes the case's files; returns its words and its sentence, with the places filled in."""
+def prepare_files(case, places, folder) -> tuple[list[str], list[str]]:
+    """Writes the case's files; returns its words and its names, with the places filled in."""
     places = places | {'tmp': str(folder)}
     if any('{run}' in word for word in case.words):
         shutil.copytree(places['run'], folder / 'run')
@@ -57,11 +28,8 @@ def lay_out(case, places, folder) -> tuple[list[str], str]:
     for name, data in case.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    if (
-        'run/summary.json' not in case.files
-        and case.module == MAIN
-        and '--mode=eval' not in case.words
-    ):
+    trains = case.module == MAIN and '--mode=eval' not in case.words
+    if trains and 'run/summary.json' not in case.files:
         (folder / 'run' / 'summary.json').unlink(missing_ok=True)  # else it is done already
 
     def fill(text: str) -> str:
@@ -69,55 +37,37 @@ def lay_out(case, places, folder) -> tuple[list[str], str]:
             text = text.replace('{' + name + '}', place)
         return text
 
-    return [fill(word) for word in case.words], fill(case.sentence)
-
-
-def as_process(case, words) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, '-m', case.module, *map(os.fsencode, words)],
-        cwd=ROOT,
-        env=os.environ | case.env,
-        capture_output=True,
-        timeout=120,
-    )
-    return done.returncode, done.stdout.decode(errors='replace'), done.stderr.decode()
-
-
-def check(result: tuple[int, str, str], sentence: str) -> None:
-    status, out, err = result
-    assert (status, err.count('\n')) == (2, 1), (status, err[-2000:])
-    assert err.startswith('error: ')
-    assert sentence in err
-    assert 'Traceback' not in out
+    names = [case.names] if isinstance(case.names, str) else case.names
+    return [fill(word) for word in case.words], [fill(name) for name in names]
 
 
 def name_of(case) -> str:
     words = ' '.join(case.words).encode('ascii', 'replace').decode()
-    return f'{case.module.split(".")[-1]} {words} {case.sentence}'[:150]
+    return f'{case.module.split(".")[1]} {words} {" ".join(case.files)}'[:150]
 
 
-@pytest.mark.parametrize('case', CASES, ids=name_of)
-def test_a_mistake_gets_its_sentence(case, places, servers, tmp_path):
-    words, sentence = lay_out(case, places, tmp_path)
-    if case.env or case.module == SEEDS:
-        check(as_process(case, words), sentence)
-        return
-    server = servers(case.module)
-    server.stdin.write(json.dumps(words) + '\n')
-    server.stdin.flush()
-    check(json.loads(server.stdout.readline()), sentence)
+FORKED = [c for c in CASES if c.module.startswith('experiments.') and not c.env]
+PROCESSES = [c for c in CASES if c not in FORKED] + CASES[::REAL]
+
+
+@pytest.mark.parametrize('case', FORKED, ids=name_of)
+def test_a_mistake_is_one_line_that_names_it(case, places, tmp_path):
+    words, names = prepare_files(case, places, tmp_path)
+    result = run_module(case.module, *words)
+    assert_refused(result, *names, kind=case.kind)
     assert not (ROOT / 'UNPICKLED').exists()
 
 
-@pytest.mark.parametrize('case', CASES[::REAL], ids=name_of)
-def test_a_sample_as_real_processes(case, places, tmp_path):
-    words, sentence = lay_out(case, places, tmp_path)
-    check(as_process(case, words), sentence)
+@pytest.mark.processes
+@pytest.mark.parametrize('case', PROCESSES, ids=name_of)
+def test_a_mistake_in_a_process_of_its_own(case, places, tmp_path):
+    words, names = prepare_files(case, places, tmp_path)
+    assert_refused(run_process(case.module, *words, env=case.env), *names)
 
 
 def test_there_are_enough_of_them():
-    assert len(CASES) >= 100 and len(CASES[::REAL]) >= 15
-    assert len({(c.module, c.words, c.sentence, *c.files.items()) for c in CASES}) == len(CASES)
+    assert len(FORKED) >= 190 and len(PROCESSES) >= 15
+    assert len({(c.module, c.words, c.names, *c.files.items()) for c in CASES}) == len(CASES)
 
 
 # ---- nothing read from disk is executed -----------------------------------------------------

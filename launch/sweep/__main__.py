@@ -1,0 +1,104 @@
+"""Runs a sweep: many short runs over a space of config keys, several at a time.
+
+    python -m launch.sweep --sweep=experiments/sweeps/digits.py --study=digits --workers=2
+    python -m launch.sweep report --study=digits
+    python -m launch.sweep --sweep=experiments/sweeps/digits.py --study=digits --dry-run
+
+Each point is an ordinary run in WORKDIR/trial-NUMBER. Repeat the command to go on after whatever
+stopped it: finished points are left alone, the others resume from their checkpoints. Further flags
+of the form --config.key=value are set for all trials.
+
+Several machines share a study: run the same command with the same --study on each, and a database
+that all of them reach, such as --storage=postgresql://USER@HOST/DATABASE. With a --workdir that
+they share, a trial goes on where a lost machine left it; otherwise it starts anew. SQLite is for
+one machine: its locks do not hold on NFS. Keep the password out of the command: ~/.pgpass,
+PGPASSWORD, the whole URL in the environment variable NIN_STORAGE, or a --storage_file.
+
+Exit status: 0 every point has its result, 1 some failed for good, 2 a mistake in the command, 75
+stopped on request or by something that a rerun can cure: run it again.
+"""
+
+import argparse
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from experiments import cli
+from experiments.space import Sweep
+from launch.sweep import flags, points
+from nin_jax.errors import UserError, from_os_error
+
+PROGRAM = (sys.executable, '-m', 'experiments.main')
+
+
+def main(argv: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
+    """Returns the exit status; `program` is what a trial runs."""
+    try:
+        if importlib.util.find_spec('optuna') is None:
+            raise UserError("sweeps need Optuna: pip install -e '.[sweep]'")
+        if argv[:1] == ['report']:
+            from launch.sweep import report
+
+            return report.main(argv[1:])
+        args, overrides = flags.parse(argv, __doc__)
+        sweep = points.load(args.sweep, overrides)
+        points.check(sweep)
+        if not args.dry_run:
+            return run(sweep, args, program)
+        for number, point in enumerate(points.points(sweep)):
+            words = points.command(sweep, args.workdir / f'trial-{number}', point)
+            print(shlex.join(words) if point else '# chosen when its turn comes')
+        return 0
+    except UserError as e:
+        return cli.print_error(str(e), e.exit_status)
+    except BrokenPipeError:  # the reader of our output went away: head, less, ...
+        sys.stdout = None
+        return 141
+    except OSError as e:
+        error = from_os_error(e)
+        return cli.print_error(str(error), error.exit_status)
+
+
+def run(sweep: Sweep, args: argparse.Namespace, program: Sequence[str]) -> int:
+    """Runs the sweep to its end; returns the exit status."""
+    from launch.sweep import attempts, driver, study
+
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    patiently = study.Patience(args.storage, args.patience, study.beat_every(args.grace))
+    database = study.connect(args.storage, patiently, args.grace)
+    queue = attempts.Attempts(patiently(study.begin, database, args.study, sweep), database)
+    patiently.steady = True
+    ours = driver.Driver(sweep, args, queue, patiently, program)
+    print(f'{attempts.account(queue.by_point())}; {len(ours.workers)} workers', flush=True)
+    status = ours.drive()
+    if ours.mistake:
+        raise UserError(ours.mistake)
+    every = patiently(queue.by_point)
+    print(attempts.account(every))
+    if status:
+        print('stopped; run the same command again to go on')
+        return status
+    print(
+        f'{attempts.best_sentence(every)}\npython -m launch.sweep report {shlex.join(args.where)}'
+    )
+    print(f'optuna-dashboard {shlex.quote(study.driver_url(args.storage.shown))}')
+    return int(any(attempts.outcome(tries) == 'failed' for tries in every))
+
+
+def hide_password(argv: Sequence[str]) -> None:
+    """Starts this program again without a password on its command line, where `ps` shows it."""
+    for i, word in enumerate(argv):
+        name, _, url = word.partition('=')
+        url = url or ' '.join(argv[i + 1 : i + 2])
+        if name == '--storage' and (storage := flags.Storage(url)).secret:
+            print('note: keep passwords out of commands: ~/.pgpass, NIN_STORAGE', file=sys.stderr)
+            rest = [*argv[:i], f'--storage={storage.shown}', *argv[i + 1 + ('=' not in word) :]]
+            os.environ[flags.STORAGE] = url
+            os.execv(sys.executable, [sys.executable, '-m', 'launch.sweep', *rest])
+
+
+if __name__ == '__main__':
+    hide_password(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

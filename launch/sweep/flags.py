@@ -1,0 +1,121 @@
+"""The flags of `python -m launch.sweep` and of its report, and the URL of the database."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import sys
+import urllib.parse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from experiments import cli
+from nin_jax.errors import UserError
+
+STORAGE = 'NIN_STORAGE'  # environment variable with the database's URL
+USER = r'((?:://|^(?!.*://))[^:/?]*)'  # of a URL, also of one without a scheme
+QUERY = r'([?&])password=([^&]*)'
+SECRETS = (STORAGE, 'PGPASSWORD')  # no run needs them
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one sentence and shows the module's docstring as its help."""
+
+    def __init__(self, prog: str, description: str | None):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, None, description, formatter_class=raw, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(cli.print_error(message))
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A database's URL, and the parts of it that nobody may see."""
+
+    url: str = dataclasses.field(repr=False)
+
+    @property
+    def secret(self) -> str:
+        """The password in the URL; '' if it holds none."""
+        found = re.search(USER + r':(.*)@', self.url) or re.search(QUERY, self.url)
+        return found[2] if found else ''
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password."""
+        url = re.sub(USER + r':.*@', r'\1@', self.url)
+        return re.sub(QUERY + '&?', r'\1', url).rstrip('?&')
+
+    def scrub(self, text: str) -> str:
+        """The text with every part of the password, however a driver splits it, as ***."""
+        words = {self.secret, urllib.parse.unquote(self.secret)}
+        parts = {part for word in words for part in re.split(r'[@:/?#]', word) if len(part) > 2}
+        for word in sorted(words | parts, key=len, reverse=True):
+            text = text.replace(word, '***') if word else text
+        return text
+
+
+def parse(argv: Sequence[str], description: str | None) -> tuple[argparse.Namespace, dict]:
+    """The sweep's flags, and the config keys set for all trials."""
+    parser = Parser('launch.sweep', description)
+    parser.add_argument('--sweep', required=True, help='a sweep config of experiments/sweeps/')
+    add_study_flags(parser)
+    parser.add_argument('--workers', type=int, help='trials at a time; default: all devices busy')
+    parser.add_argument('--devices', help="accelerators, such as 0,1; default: all, or 'cpu'")
+    parser.add_argument(
+        *('--devices_per_trial', '--devices-per-trial'), type=int, default=1, help='default: 1'
+    )
+    parser.add_argument(
+        '--grace', type=int, default=60, help='seconds without a heartbeat: a trial is lost'
+    )
+    parser.add_argument(
+        '--retries', type=int, default=3, help='restarts of a point that fails without progress'
+    )
+    parser.add_argument(
+        '--patience', type=int, default=600, help='seconds to wait for an unreachable database'
+    )
+    parser.add_argument(
+        '--dry-run', '--dry_run', action='store_true', help='print the trials and stop'
+    )
+    args, others = parser.parse_known_args(argv)
+    settle_study_flags(args)
+    for name, least in dict(grace=2, retries=0, workers=1, devices_per_trial=1, patience=0).items():
+        if (value := getattr(args, name)) is not None and value < least:
+            raise UserError(f'--{name}={value}: must be {least} or more')
+    overrides = {}
+    for word in others:
+        if not (match := re.fullmatch(r'--config\.([^=]+)=(.*)', word)):
+            raise UserError(f"unexpected argument '{word}': config keys are --config.key=value")
+        overrides[match[1]] = match[2]
+    return args, overrides
+
+
+def add_study_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--study', required=True, help='its name in the database')
+    parser.add_argument('--workdir', help="folder of the trials' folders; runs/sweeps/STUDY")
+    parser.add_argument('--storage', help="the database's URL; default: WORKDIR/study.db, SQLite")
+    parser.add_argument(
+        '--storage_file', '--storage-file', help=f'a file that holds the URL; or set {STORAGE}'
+    )
+
+
+def settle_study_flags(args: argparse.Namespace) -> None:
+    """Makes --workdir a path and --storage a Storage; `where` are the flags that name both."""
+    workdir = args.workdir or f'runs/sweeps/{args.study}'
+    if '://' in workdir:
+        raise UserError(f"--workdir='{workdir}': a sweep needs a folder on a disk")
+    url, known = args.storage, os.environ.get(STORAGE, '')
+    if not url or url == Storage(known).shown:  # the variable may add the password
+        url = known or f'sqlite:///{workdir}/study.db'
+    if args.storage_file:
+        try:
+            url = pathlib.Path(args.storage_file).read_text().strip()
+        except OSError as e:
+            raise UserError(f"--storage_file='{args.storage_file}': {e.strerror}") from None
+    given = {'study': args.study, 'workdir': args.workdir, 'storage_file': args.storage_file}
+    if args.storage and not args.storage_file:
+        given['storage'] = Storage(url).shown
+    args.where = [f'--{name}={value}' for name, value in given.items() if value]
+    args.workdir, args.storage = pathlib.Path(workdir), Storage(url)

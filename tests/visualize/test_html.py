@@ -1,0 +1,43 @@
+"""index.html of a run: everything inside one file, and the learning rate that the config says."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from helpers import load_page, tiny_config
+from PIL import Image
+
+from nin_jax.visualize import html
+
+LINES = [
+    {'kind': 'train', 'attempt': 0, 'step': 4, 'epoch': 0.5, 'loss': 2.0, 'error': 0.9},
+    {'kind': 'eval', 'attempt': 0, 'step': 4, 'epoch': 0.5, 'loss': 1.5, 'error': 0.5},
+]
+
+
+def test_the_page_holds_everything(tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, LINES)))
+    Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
+    summary = {'final_error': 0.1234, 'command': 'python -m experiments.main --config="<a>"'}
+    page = html.run_page(
+        tmp_path, tiny_config(), summary, {'cat': 0.25, '<dog>': 0.5}, {'A & B': tmp_path / 'a.png'}
+    )
+    assert '12.34% error' in page and '&lt;a&gt;' in page and 'A &amp; B' in page
+    assert page.index('>&lt;dog&gt;<') < page.index('>cat<')  # the worst class first
+    assert len(re.findall('src="data:image/png;base64,', page)) == 2  # curves and the picture
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
+
+
+def test_a_run_without_metrics_has_no_curves(tmp_path):
+    page = html.run_page(tmp_path, tiny_config(), {}, {}, {})
+    assert 'Curves' not in page and 'not finished' in page
+
+
+@pytest.mark.parametrize(
+    ('arg', 'epoch', 'rate'),
+    [('', 100, 0.1), ('', 215, 0.01), ('', 250, 0.001), ('modern', 40, 0.1), ('modern', 120, 0.05)],
+)
+def test_learning_rates_are_the_configs(arg, epoch, rate):
+    epochs, rates = html.learning_rates(load_page('cifar10', arg))
+    assert np.interp(epoch, epochs, rates) == pytest.approx(rate, rel=0.02)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from nin_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from nin_jax.pretrained.trained import Trained
-
-__version__ = '0.2.0'
 
 
 def load(path: str | os.PathLike) -> Trained:

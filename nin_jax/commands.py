@@ -61,7 +61,8 @@ def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
                 command=command,
             )
         run.write_summary(summary)
-        print(f"{sentence(summary)}  ->  '{folder}'")
+        if distributed.is_first():  # the others have no evaluations to report
+            print(f"{sentence(summary)}  ->  '{folder}'")
         return EXIT_STATUS[outcome.status]
 
 

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers import ROOT, TINY_PAGE
 
 GUIDE = (ROOT / 'docs' / 'guide.md').read_text()
 
 
+@pytest.mark.processes
 def test_every_block_runs(tmp_path, monkeypatch):
     """With a tiny network in the quickstart's place."""
     monkeypatch.chdir(tmp_path)

@@ -29,7 +29,8 @@ def fast(config: ConfigDict) -> None:
     config.optim.drops = ''
     config.train.batch_size = 250
     config.train.microbatch = 50
-    config.train.duration = '3.5ep'
+    config.train.image_sizes = '24@50%'
+    config.train.duration = '3.8ep'
     config.eval.every = '100%'
     config.checkpoint.every = '1ep'
 
@@ -39,4 +40,5 @@ def fast_digits(config: ConfigDict) -> None:
     fast(config)
     config.preprocess.recipe = 'scale'
     config.augment.flip = False
+    config.train.image_sizes = ''
     config.train.duration = '6ep'

@@ -4,11 +4,11 @@ import json
 import pathlib
 import statistics
 
-from nin_jax import __version__
 from nin_jax.config import flatten
 from nin_jax.files import read_json
 from nin_jax.models.nin import count_parameters
 from nin_jax.pretrained.trained import Trained
+from nin_jax.version import __version__
 
 KEPT = (
     *('status', 'reason', 'epoch', 'seed', 'eval_images', 'seconds'),

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from nin_jax import __version__
 from nin_jax.errors import UserError
+from nin_jax.version import __version__
 
 FLOAT, INT32, BOOL = 1, 6, 9  # of onnx.TensorProto, for the attribute of Cast
 OPSET, IR_VERSION = 18, 9  # ONNX 1.14, 2023: runtimes since then read it

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from nin_jax import __version__
 from nin_jax.config import Block
 from nin_jax.data import preprocess
 from nin_jax.errors import CheckpointError, UserError, did_you_mean
@@ -34,6 +33,7 @@ from nin_jax.models.features import layer_names, leaf_name
 from nin_jax.pretrained import bundled, model_card
 from nin_jax.pretrained.trained import Trained, load_run, open_network, read_config
 from nin_jax.runs.workdir import flat_config
+from nin_jax.version import __version__
 
 FORMAT = 'nin_jax release 1'
 WEIGHTS, PROGRAM, ONNX = 'model.safetensors', 'model.stablehlo', 'model.onnx'

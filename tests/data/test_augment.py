@@ -99,6 +99,7 @@ np.testing.assert_array_equal(whole, spread)
 """
 
 
+@pytest.mark.processes
 def test_is_the_same_on_four_devices():
     flags = '--xla_force_host_platform_device_count=4'
     env = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from nin_jax import commands
 from nin_jax.config import block
-from nin_jax.data import cache, datasets, photos
+from nin_jax.data import cache, catalog, datasets, photos
 from nin_jax.data.photos import cut, open_split
 from nin_jax.data.preprocess import mean_color
 from nin_jax.devices import make_mesh
@@ -49,13 +49,13 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def insects(monkeypatch):
     entry = dataclasses.replace(
-        datasets.DATASETS['imagenet2012'],
+        catalog.DATASETS['imagenet2012'],
         num_classes=3,
         image_shape=(24, 24, 3),
-        resize=32,
+        short_side=32,
         held_out=6,
     )
-    monkeypatch.setitem(datasets.DATASETS, 'insects', entry)
+    monkeypatch.setitem(catalog.DATASETS, 'insects', entry)
     return entry
 
 

@@ -81,6 +81,7 @@ def test_weights_are_the_same(tmp_path):
     assert errors[0] == errors[1]
 
 
+@pytest.mark.processes
 def test_killed_and_resumed(tmp_path):
     """By kill -9, and compared with a run that had all images on the device."""
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
@@ -124,6 +125,7 @@ def test_steps_per_call_stay_few(streamed):
     assert assemble(config).plan.steps_per_call == 10
 
 
+@pytest.mark.processes
 def test_batches_go_to_all_devices():
     code = """
 import numpy as np

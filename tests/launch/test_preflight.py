@@ -16,7 +16,7 @@ from launch.preflight import analysis
 from nin_jax.data import datasets
 from nin_jax.errors import UserError
 from nin_jax.plan import make_plan
-from tests.helpers import ROOT, TINY_PAGE, assemble, load_page, run_module, tiny_config
+from tests.helpers import ROOT, TINY_PAGE, assemble, load_page, run_process, tiny_config
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None,
@@ -163,27 +163,29 @@ def test_missing_libtpu_is_told(monkeypatch):
         analysis.tpu_slice('v5e:2x2')
 
 
+@pytest.mark.processes
 def test_command_tells_mistakes_in_one_sentence():
     for words, sentence in (
         ([], '--config is missing'),
         ([f'--config={TINY_PAGE}', '--topology=v5e:2'], 'write'),
         ([f'--config={TINY_PAGE}', '--price=-1'], 'above 0'),
     ):
-        result = run_module('launch.preflight', *words)
+        result = run_process('launch.preflight', *words)
         assert result.returncode == 2 and sentence in result.stderr
         assert result.stderr.count('\n') == 1
 
 
 @needs_libtpu
+@pytest.mark.processes
 def test_a_slice_of_four_tpus():
-    result = run_module(
+    result = run_process(
         'launch.preflight', f'--config={TINY_PAGE}', '--topology=v5e:2x2', '--price=1.2'
     )
     assert result.returncode == 0, result.stderr
     assert '4 x TPU v5 lite (v5e:2x2), batch 32' in result.stdout
     assert 'fits' in result.stdout and 'all-reduce' in result.stdout
     assert 'at 1.2 a chip-hour' in result.stdout
-    result = run_module('launch.preflight', f'--config={TINY_PAGE}', '--topology=v5e:8x8')
+    result = run_process('launch.preflight', f'--config={TINY_PAGE}', '--topology=v5e:8x8')
     assert result.returncode == 2 and 'multiple of the 64 devices' in result.stderr
 
 

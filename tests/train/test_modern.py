@@ -503,6 +503,7 @@ for one, eight in zip(*map(jax.tree.leaves, ends), strict=True):
 """
 
 
+@pytest.mark.processes
 def test_the_recipe_is_the_same_on_eight_devices():
     flags = '--xla_force_host_platform_device_count=8'
     done = subprocess.run(

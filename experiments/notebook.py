@@ -34,8 +34,7 @@ if not os.path.isdir('experiments'):
 
 
 def main(argv: list[str]) -> int:
-    if argv[1:]:
-        raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
+    cli.no_arguments(argv)
     guide = pathlib.Path(GUIDE.value)
     if not guide.is_file():
         raise UserError(f"'{guide}' is missing: run this from the project's folder")

@@ -1,8 +1,8 @@
-"""What a run will take, found out without running it: the real training program, compiled.
+"""Estimates the cost of a run by compiling its training program, without running it.
 
-For a TPU slice, libtpu's compiler makes the program that the slice would execute, on any Linux
-machine and without the data; for the local devices, JAX's own. The compiler then says what memory
-it takes and what it moves; published figures of the chip turn that into a least time.
+For a TPU slice, libtpu compiles the program that the slice would execute, on any Linux machine and
+without the data. For the local devices, JAX compiles it as usual. The compiler reports memory use
+and memory traffic; the chip's published specifications convert them to a lower bound on time.
 """
 
 import dataclasses
@@ -34,17 +34,17 @@ from nin_jax.train.trainer import make_setup
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip can do at most.
+    """The peak rates of one chip.
 
     Attributes:
-      flops: a second, of matrix products. A TPU multiplies float32 in one bfloat16 pass unless
-        asked for more, so that bfloat16's rate serves both.
-      memory: bytes.
-      memory_rate: bytes a second between memory and chip.
-      link_rate: bytes a second that leave the chip, over all its links.
-      clock: cycles a second; 0 if the compiler tells no cycles.
-      axes: dimensions of a slice's shape.
-      most: chips in the largest slice.
+      flops: FLOP/s of matrix products. By default a TPU multiplies float32 in one bfloat16 pass,
+        so this is the bfloat16 rate for both dtypes.
+      memory: size of the memory, in bytes.
+      memory_rate: memory bandwidth, in bytes per second.
+      link_rate: outgoing bandwidth of all links together, in bytes per second.
+      clock: cycles per second; 0 if the compiler reports no cycles.
+      axes: number of dimensions of a slice's shape.
+      most: number of chips in the largest slice.
     """
 
     flops: float
@@ -57,9 +57,9 @@ class Chip:
 
 
 # docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e: peak bf16, HBM, half of the bidirectional ICI
-# bandwidth. That of v4: six links of 50 GB/s, Jouppi et al. 2023 (arXiv 2304.01433), section 2.
-# Clock: the peak by what the matrix units do in a cycle, 2 x 128 x 128 each; 8, 4, 8 of them, and
-# on v6e the like of 16.
+# bandwidth. For v4: six links of 50 GB/s, Jouppi et al. 2023 (arXiv 2304.01433), section 2.
+# Clock: the peak divided by the FLOPs per cycle of the matrix units, 2 x 128 x 128 for each of 8,
+# 4 and 8 units; on v6e, the equivalent of 16.
 TPUS = {
     'v4': Chip(275e12, 32 * 2**30, 1200e9, 300e9, 1.05e9, axes=3, most=4096),
     'v5e': Chip(197e12, 16 * 2**30, 819e9, 200e9, 1.5e9, axes=2, most=256),
@@ -70,23 +70,23 @@ TPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the compiled program takes; bytes and FLOPs are those of one chip.
+    """The cost of the compiled program; bytes and FLOPs are per chip unless stated otherwise.
 
     Attributes:
-      topology, kind, chips, batch_size: what it was compiled for.
+      topology, kind, chips, batch_size: the target of the compilation.
       plan: the run's steps.
-      arguments, outputs, temporaries, code: bytes of the training program; what it writes into its
-        arguments' place is not counted as output.
-      test_images: bytes of the test images, which lie there all the time.
-      memory: bytes that a chip has.
-      model_flops: 6 x MACs of the images of a step, all chips together.
-      flops: of a step, as compiled.
-      traffic: bytes of a step to and from memory, see `step_costs`.
-      collectives: kind -> (how many, bytes) in a step.
-      compute_s, memory_s, links_s: what each would take alone, at the chip's best.
-      cycles_s: what the compiler expects a step to take by its own count of cycles; 0 if it tells
-        none. It knows of the vector unit and of the time to fill the matrix units.
-      compile_s: what compiling took here.
+      arguments, outputs, temporaries, code: bytes of the training program. Outputs that alias
+        arguments are not counted.
+      test_images: bytes of the test images, which stay in memory.
+      memory: memory of a chip in bytes.
+      model_flops: 6 x MACs of the images of a step, on all chips together.
+      flops: FLOPs of a step, as compiled.
+      traffic: bytes per step to and from memory, see `step_costs`.
+      collectives: (count, bytes) per step, by kind.
+      compute_s, memory_s, links_s: seconds per step for each alone, at the chip's peak rates.
+      cycles_s: seconds per step by the compiler's cycle count, which includes the vector unit and
+        the time to fill the matrix units; 0 if there is none.
+      compile_s: seconds of compilation on this machine.
     """
 
     topology: str
@@ -112,7 +112,7 @@ class Report:
 
     @property
     def needed(self) -> int:
-        """Bytes a chip."""
+        """Required bytes per chip."""
         return self.arguments + self.outputs + self.temporaries + self.code + self.test_images
 
     @property
@@ -121,12 +121,12 @@ class Report:
 
     @property
     def least_s(self) -> float:
-        """Least time of a step: computing overlaps with memory, neither with the links."""
+        """Minimum seconds per step: compute overlaps with memory traffic, but not with links."""
         return max(self.compute_s, self.memory_s) + self.links_s
 
     @property
     def step_s(self) -> float:
-        """The time of a step to plan with: the compiler's own, but never less than the least."""
+        """Estimated seconds per step: the compiler's estimate, or the minimum if it is longer."""
         return max(self.least_s, self.cycles_s)
 
 
@@ -134,8 +134,8 @@ def report(config: ConfigDict, topology: str) -> Report:
     """Compiles a config's training program for 'local' or a TPU slice such as 'v5e:4x4'.
 
     Raises:
-      UserError: no such topology, no libtpu, or a config that the devices cannot share; a program
-        that its compiler finds too large for the memory.
+      UserError: the topology does not exist, libtpu is missing, the config cannot be split over
+        the devices, or the program does not fit in memory.
     """
     if topology == 'local':
         mesh = make_mesh(config.devices)
@@ -164,7 +164,7 @@ def report(config: ConfigDict, topology: str) -> Report:
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
     hlo = compiled.as_text() or ''
-    pieces = setup.batch_size // setup.microbatch  # a loop in the step, which is counted once
+    pieces = setup.batch_size // setup.microbatch  # the loop's body is counted once
     flops = cost['flops'] * pieces
     traffic, collectives = step_costs(hlo, plan.steps_per_call, pieces)
     moved = sum(n for _, n in collectives.values())
@@ -191,7 +191,7 @@ def report(config: ConfigDict, topology: str) -> Report:
         collectives=collectives,
         compute_s=flops / chip.flops,
         memory_s=traffic / chip.memory_rate,
-        # A ring sends what is to be summed round twice, but for a chip's own part.
+        # A ring all-reduce sends every byte twice, except the chip's own part.
         links_s=2 * moved * (mesh.size - 1) / mesh.size / chip.link_rate,
         cycles_s=step_cycles(hlo, plan.steps_per_call) / chip.clock if chip.clock else 0.0,
         compile_s=compile_s,
@@ -199,7 +199,7 @@ def report(config: ConfigDict, topology: str) -> Report:
 
 
 def count(config: ConfigDict, splits: str) -> int:
-    """Images of the named splits, from the table of datasets: no file is read."""
+    """Returns the number of images in the splits, from the catalog; reads no file."""
     return min(config.data.limit or 2**31, catalog.count(config.data.name, splits))
 
 
@@ -211,7 +211,7 @@ def compile_steps(
     num_steps: int,
     sharding: NamedSharding,
 ):
-    """The training program for arguments of these shapes, compiled for the mesh of `sharding`."""
+    """Compiles the training program for these shapes on the mesh of `sharding`."""
     state, preprocess = on(sharding, (state, preprocess))
     lowered = train_steps.lower(state, examples, preprocess, setup=setup, num_steps=num_steps)
     try:
@@ -220,16 +220,16 @@ def compile_steps(
         if 'RESOURCE_EXHAUSTED' not in str(e):
             raise
         what = ' '.join(str(e).split())[:300]
-        raise UserError(f'does not fit: {what}; take more chips or a smaller batch') from None
+        raise UserError(f'does not fit: {what}; use more chips or a smaller batch') from None
 
 
 def on(sharding: NamedSharding, tree):
-    """The tree's shapes, with a sharding."""
+    """Returns the shapes of a tree, with a sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def abstract_examples(config: ConfigDict, images: int) -> Examples:
-    """The shapes of a split as `run.assemble` places it: whitened images are float32."""
+    """Returns the shapes of a split on the device; whitened images are float32."""
     shape = lookup(config.data.name).image_shape
     dtype = jnp.float32 if config.preprocess.recipe == 'gcn_zca' else jnp.uint8
     return Examples(
@@ -238,7 +238,7 @@ def abstract_examples(config: ConfigDict, images: int) -> Examples:
 
 
 def abstract_batches(config: ConfigDict, setup: Setup, plan: Plan) -> Batches:
-    """The shapes of what a stream brings to the device for one call."""
+    """Returns the shapes of the batches that a stream transfers for one call."""
     one = abstract_examples(config, config.train.batch_size)
     sharding = NamedSharding(setup.mesh, PartitionSpec(None, 'data'))
     return on(
@@ -253,7 +253,7 @@ def abstract_batches(config: ConfigDict, setup: Setup, plan: Plan) -> Batches:
 
 
 def abstract_preprocess(config: ConfigDict) -> Preprocess:
-    """The preprocessing of a run with shapes in place of arrays."""
+    """Returns the preprocessing of a run, with shapes instead of arrays."""
     shape, recipe = lookup(config.data.name).image_shape, config.preprocess.recipe
     size, channels = math.prod(shape), shape[-1]
     shapes = {
@@ -267,7 +267,7 @@ def abstract_preprocess(config: ConfigDict) -> Preprocess:
 
 
 def resident_bytes(tree: Any, sharding: NamedSharding) -> int:
-    """Bytes a chip of arrays that lie there, in the padded layout that the compiler gives them."""
+    """Returns the bytes per chip of arrays in the compiler's padded layout."""
     nothing = jax.jit(lambda _: 0, keep_unused=True).lower(on(sharding, tree)).compile()
     memory: Any = nothing.memory_analysis()
     return memory.argument_size_in_bytes
@@ -277,10 +277,10 @@ def resident_bytes(tree: Any, sharding: NamedSharding) -> int:
 
 
 def tpu_slice(topology: str) -> tuple[Mesh, Chip]:
-    """The devices of a TPU slice that is not there, for libtpu to compile for.
+    """Returns a mesh of abstract TPU devices to compile for, and their chip.
 
     Raises:
-      UserError: the name is not that of a slice, or libtpu is not installed.
+      UserError: the topology is not a known slice, or libtpu is not installed.
     """
     match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', topology)
     chip = TPUS.get(match[1]) if match else None
@@ -294,7 +294,7 @@ def tpu_slice(topology: str) -> tuple[Mesh, Chip]:
         known = ', '.join(f'{name} ({c.axes} numbers)' for name, c in TPUS.items())
         raise UserError(
             f"--topology={topology}: write 'local', or a TPU and the shape of its slice, such as "
-            f'v5e:4x4 or v4:2x2x1; known are {known}, up to 256 chips of v5e and v6e'
+            f'v5e:4x4 or v4:2x2x1; known TPUs: {known}, up to 256 chips of v5e and v6e'
         )
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(
@@ -309,12 +309,14 @@ def tpu_slice(topology: str) -> tuple[Mesh, Chip]:
         devices = topologies.get_topology_desc(topology, 'tpu', **options).devices
     except jax.errors.JaxRuntimeError as e:
         reason = str(e).splitlines()[0][:200]
-        raise UserError(f'--topology={topology}: libtpu knows no such slice ({reason})') from None
+        raise UserError(
+            f'--topology={topology}: not a slice that libtpu knows ({reason})'
+        ) from None
     return mesh_of(devices), chip
 
 
 def measured_chip(device: Any, size: int = 2048) -> Chip:
-    """What a local device does of large matrix products and copies, by the best of a few tries."""
+    """Measures a local device with large matrix products and copies; keeps the best of a few."""
     a_NN = jax.device_put(jnp.ones((size, size), jnp.float32), device)
     flops = 2 * size**3 / best_seconds(jax.jit(jnp.matmul), a_NN, a_NN)
     x_N = jax.device_put(jnp.ones(2**25, jnp.float32), device)
@@ -325,7 +327,7 @@ def measured_chip(device: Any, size: int = 2048) -> Chip:
 
 
 def best_seconds(program, *arguments, tries: int = 5) -> float:
-    """The quickest of a few calls, after one to compile."""
+    """Returns the shortest time of `tries` calls, after a call that compiles."""
     jax.block_until_ready(program(*arguments))
     seconds = []
     for _ in range(tries):
@@ -340,7 +342,7 @@ def best_seconds(program, *arguments, tries: int = 5) -> float:
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's64': 8, 'u64': 8, 'f64': 8}
 INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z\-]*)\((.*?)\)')
-# Names for what is there already, and the second halves of what another instruction began.
+# Instructions without traffic: aliases, and the second halves of asynchronous pairs.
 FREE = (
     *('parameter', 'get-tuple-element', 'tuple', 'constant', 'bitcast', 'while', 'copy-done'),
     *(f'{kind}-done' for kind in COLLECTIVES),
@@ -348,13 +350,13 @@ FREE = (
 
 
 def step_costs(hlo: str, num_steps: int, pieces: int = 1) -> tuple[int, dict[str, tuple[int, int]]]:
-    """What a step moves, from a program's text: (memory traffic, collectives), in bytes.
+    """Computes (memory traffic, collectives) of a step in bytes, from the program's HLO text.
 
-    A program of several steps holds a step in the body of its loop, while its entry is executed
-    once a call and does not count; a program of one step is all entry. Traffic is what each
-    instruction reads and writes, but for what the compiler keeps on the chip (a layout with S(1));
-    of a table in which an instruction looks up rows, as much as the rows. The body of a loop within
-    a step counts `pieces` times.
+    In a program of several steps, the body of the loop is a step; the entry computation runs once
+    per call and is not counted. A program of one step is only the entry computation. Traffic is the
+    sum of what each instruction reads and writes, without buffers that the compiler keeps on the
+    chip (a layout with S(1)). A lookup of rows in a table counts the bytes of the rows. The body of
+    a loop within a step counts `pieces` times.
     """
     computations, bodies = parse_hlo(hlo)
     steps = bodies['ENTRY'] if num_steps > 1 else ['ENTRY']
@@ -382,7 +384,7 @@ def step_costs(hlo: str, num_steps: int, pieces: int = 1) -> tuple[int, dict[str
 
 
 def is_looked_up(fused: dict | None, i: int) -> bool:
-    """Whether a fused computation takes nothing but slices or rows of its parameter `i`."""
+    """Whether a fused computation reads only slices or rows of its parameter `i`."""
     if fused is None:
         return False
     names = {n for n, (_, kind, of, _) in fused.items() if (kind, of) == ('parameter', [str(i)])}
@@ -391,7 +393,7 @@ def is_looked_up(fused: dict | None, i: int) -> bool:
 
 
 def step_cycles(hlo: str, num_steps: int) -> float:
-    """Cycles of a step, with its share of what is done once a call, as libtpu expects them."""
+    """Returns libtpu's estimate of the cycles per step, with a share of the work per call."""
     lines: dict[str, int] = {}
     here = ''
     for line in hlo.splitlines():
@@ -404,9 +406,10 @@ def step_cycles(hlo: str, num_steps: int) -> float:
 
 
 def parse_hlo(hlo: str) -> tuple[dict[str, dict], dict[str, list[str]]]:
-    """Its computations, as name -> instructions, and which of them are the bodies of whose loops.
+    """Parses HLO text into its computations and, by computation, the bodies of its loops.
 
-    An instruction is name -> (shape, operation, names of its operands, what it calls or '').
+    A computation maps an instruction's name to (shape, operation, operand names, called
+    computation or '').
     """
     computations: dict[str, dict[str, tuple[str, str, list[str], str]]] = {}
     bodies: dict[str, list[str]] = {'ENTRY': []}
@@ -426,7 +429,7 @@ def parse_hlo(hlo: str) -> tuple[dict[str, dict], dict[str, list[str]]]:
 
 
 def result_shape(shape: str, operation: str) -> str:
-    """Of a collective: what these two start names their operands first, then what they put out."""
+    """Returns an instruction's output shape; two kinds of start list their operands first."""
     if operation in ('all-gather-start', 'collective-permute-start'):
         parts = re.findall(r'[a-z]+\d*\[[\d,]*\]', shape)
         return ' '.join(parts[len(parts) // 2 :])
@@ -434,12 +437,12 @@ def result_shape(shape: str, operation: str) -> str:
 
 
 def in_memory(shape: str) -> int:
-    """Bytes of a shape's parts that lie in the chip's memory, not nearer to its core."""
+    """Returns the bytes of the parts of a shape that are in HBM (layouts without S(n))."""
     return shape_bytes(re.sub(r'[a-z]+\d*\[[\d,]*\]\{[^}]*S\(\d+\)\}', '', shape))
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of a shape such as 'f32[3,3]{1,0}' or of a tuple of them, unpadded."""
+    """Returns the unpadded bytes of a shape such as 'f32[3,3]{1,0}', or of a tuple of shapes."""
     return sum(
         BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(','))))
         for dtype, dims in re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', shape)

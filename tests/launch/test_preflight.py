@@ -184,7 +184,7 @@ def test_a_slice_of_four_tpus():
     assert result.returncode == 0, result.stderr
     assert '4 x TPU v5 lite (v5e:2x2), batch 32' in result.stdout
     assert 'fits' in result.stdout and 'all-reduce' in result.stdout
-    assert 'at 1.2 a chip-hour' in result.stdout
+    assert 'at 1.2 per chip-hour' in result.stdout
     result = run_process('launch.preflight', f'--config={TINY_PAGE}', '--topology=v5e:8x8')
     assert result.returncode == 2 and 'multiple of the 64 devices' in result.stderr
 

@@ -83,7 +83,7 @@ def seconds_to_first_step(page: str, workdir: pathlib.Path, cache: pathlib.Path)
 
 _LOAD = """
 import sys, time
-from nin_jax import datasets
+from nin_jax.data import datasets
 start = time.perf_counter()
 images = datasets.load_arrays('cifar10', 'train+valid').images
 checksum = images[::1000].sum()  # the pages are read

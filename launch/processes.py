@@ -8,7 +8,7 @@ import sys
 import time
 
 
-class Family:
+class ProcessGroup:
     """A context manager that owns child processes and forwards signals to them.
 
     SIGTERM and SIGINT are forwarded once to every child. The children are in their own process

@@ -14,7 +14,7 @@ import statistics
 import sys
 
 from experiments import cli
-from launch.processes import Family
+from launch.processes import ProcessGroup
 from nin_jax.runs.interrupt import RESUME_ME
 
 
@@ -45,9 +45,9 @@ def main(argv: list[str]) -> int:
 
 def run(flags: list[str]) -> int:
     """Runs experiments.main and forwards stop signals to it; returns its exit status."""
-    with Family() as family:
-        status = family.start([sys.executable, '-m', 'experiments.main', *flags]).wait()
-    if family.stop and status in (0, 1):
+    with ProcessGroup() as group:
+        status = group.start([sys.executable, '-m', 'experiments.main', *flags]).wait()
+    if group.stop and status in (0, 1):
         return RESUME_ME  # this seed finished, but the next must not start
     return status if status >= 0 else 128 - status
 

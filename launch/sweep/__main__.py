@@ -1,21 +1,22 @@
-"""Runs a sweep: many short runs over a space of config keys, several at a time.
+"""Runs a sweep: many short runs over a space of config keys, several in parallel.
 
     python -m launch.sweep --sweep=experiments/sweeps/digits.py --study=digits --workers=2
     python -m launch.sweep report --study=digits
     python -m launch.sweep --sweep=experiments/sweeps/digits.py --study=digits --dry-run
 
-Each point is an ordinary run in WORKDIR/trial-NUMBER. Repeat the command to go on after whatever
-stopped it: finished points are left alone, the others resume from their checkpoints. Further flags
-of the form --config.key=value are set for all trials.
+Each point is an ordinary run in WORKDIR/trial-NUMBER. Repeat the command to resume an interrupted
+sweep: finished points are skipped, and the others resume from their checkpoints. Further flags of
+the form --config.key=value apply to all trials.
 
-Several machines share a study: run the same command with the same --study on each, and a database
-that all of them reach, such as --storage=postgresql://USER@HOST/DATABASE. With a --workdir that
-they share, a trial goes on where a lost machine left it; otherwise it starts anew. SQLite is for
-one machine: its locks do not hold on NFS. Keep the password out of the command: ~/.pgpass,
-PGPASSWORD, the whole URL in the environment variable NIN_STORAGE, or a --storage_file.
+Several machines can share a study. Run the same command with the same --study on each, with a
+database that all machines reach, such as --storage=postgresql://USER@HOST/DATABASE. If they also
+share --workdir, a trial of a lost machine resumes from its checkpoint; otherwise it restarts. Use
+SQLite on one machine only, because its locks do not work on NFS. Do not put the password in the
+command: use ~/.pgpass, PGPASSWORD, a --storage_file, or the whole URL in the environment variable
+NIN_STORAGE.
 
-Exit status: 0 every point has its result, 1 some failed for good, 2 a mistake in the command, 75
-stopped on request or by something that a rerun can cure: run it again.
+Exit status: 0 every point has a result, 1 some points failed permanently, 2 an error in the
+command, 75 stopped by a signal or a temporary failure: run the command again.
 """
 
 import argparse
@@ -49,11 +50,11 @@ def main(argv: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
             return run(sweep, args, program)
         for number, point in enumerate(points.points(sweep)):
             words = points.command(sweep, args.workdir / f'trial-{number}', point)
-            print(shlex.join(words) if point else '# chosen when its turn comes')
+            print(shlex.join(words) if point else '# chosen by TPE during the sweep')
         return 0
     except UserError as e:
         return cli.print_error(str(e), e.exit_status)
-    except BrokenPipeError:  # the reader of our output went away: head, less, ...
+    except BrokenPipeError:  # the reader of the output has exited, such as head
         sys.stdout = None
         return 141
     except OSError as e:
@@ -62,23 +63,23 @@ def main(argv: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
 
 
 def run(sweep: Sweep, args: argparse.Namespace, program: Sequence[str]) -> int:
-    """Runs the sweep to its end; returns the exit status."""
+    """Runs the sweep; returns the exit status."""
     from launch.sweep import attempts, driver, study
 
     args.workdir.mkdir(parents=True, exist_ok=True)
-    patiently = study.Patience(args.storage, args.patience, study.beat_every(args.grace))
-    database = study.connect(args.storage, patiently, args.grace)
-    queue = attempts.Attempts(patiently(study.begin, database, args.study, sweep), database)
-    patiently.steady = True
-    ours = driver.Driver(sweep, args, queue, patiently, program)
+    retry = study.RetryPolicy(args.storage, args.patience, study.beat_every(args.grace))
+    database = study.connect(args.storage, retry, args.grace)
+    queue = attempts.Attempts(retry(study.begin, database, args.study, sweep), database)
+    retry.steady = True
+    ours = driver.Driver(sweep, args, queue, retry, program)
     print(f'{attempts.account(queue.by_point())}; {len(ours.workers)} workers', flush=True)
     status = ours.drive()
     if ours.mistake:
         raise UserError(ours.mistake)
-    every = patiently(queue.by_point)
+    every = retry(queue.by_point)
     print(attempts.account(every))
     if status:
-        print('stopped; run the same command again to go on')
+        print('stopped; run the same command again to resume')
         return status
     print(
         f'{attempts.best_sentence(every)}\npython -m launch.sweep report {shlex.join(args.where)}'
@@ -88,12 +89,15 @@ def run(sweep: Sweep, args: argparse.Namespace, program: Sequence[str]) -> int:
 
 
 def hide_password(argv: Sequence[str]) -> None:
-    """Starts this program again without a password on its command line, where `ps` shows it."""
+    """Re-executes this program if its command line, which `ps` shows, contains a password."""
     for i, word in enumerate(argv):
         name, _, url = word.partition('=')
         url = url or ' '.join(argv[i + 1 : i + 2])
         if name == '--storage' and (storage := flags.Storage(url)).secret:
-            print('note: keep passwords out of commands: ~/.pgpass, NIN_STORAGE', file=sys.stderr)
+            print(
+                'note: do not put passwords in commands: use ~/.pgpass or NIN_STORAGE',
+                file=sys.stderr,
+            )
             rest = [*argv[:i], f'--storage={storage.shown}', *argv[i + 1 + ('=' not in word) :]]
             os.environ[flags.STORAGE] = url
             os.execv(sys.executable, [sys.executable, '-m', 'launch.sweep', *rest])

@@ -1,14 +1,16 @@
-"""The points of a sweep, and the attempts at each: who runs what, what was lost, what is finished.
+"""The points of a sweep, and the attempts at each point.
 
-An attempt is an Optuna trial whose attribute `point` is the number of its point. A trial only goes
-WAITING -> RUNNING -> COMPLETE, PRUNED or FAIL; the database makes each of these steps atomic, and
-no trial returns from an end. So the trials themselves are the account, and there is no counter:
+An attempt is an Optuna trial whose attribute `point` is the number of its point. A trial's state
+only changes from WAITING to RUNNING to one of COMPLETE, PRUNED and FAIL. Each change is atomic in
+the database, and the last states are final. So the trials are the complete record of the sweep, and
+no counters are needed:
 
-* A trial whose heartbeat stops becomes FAIL, by whoever notices first. That is the loss, once.
-* `claim` queues an attempt at a point that has none waiting, running or successful, and asks for
-  one. Several processes may do so at once, which makes duplicates. So it keeps an attempt only if
-  that is the oldest unfinished one of its point and none succeeded. At most one attempt is that at
-  any time: a point runs once and succeeds once.
+* A trial whose heartbeat stops is set to FAIL by the first process that notices. Each lost worker
+  is therefore counted once.
+* `claim` queues an attempt at a point that has no waiting, running or successful attempt, and asks
+  Optuna for a trial. Several processes can do this at once and create duplicates. `claim` therefore
+  keeps an attempt only if it is the oldest unfinished attempt of its point and none has succeeded.
+  At most one attempt fulfills this at any time, so a point runs once and succeeds once.
 """
 
 import time
@@ -21,10 +23,10 @@ from launch.sweep import study as studies
 
 FINISHED = ('complete', 'pruned', 'diverged', 'failed')
 OUTCOMES = (*FINISHED, 'running', 'waiting')
-# How an attempt ended that is FAIL, in its attribute `end`; without one, its worker was lost.
+# Why an attempt is FAIL, in its attribute `end`; without the attribute, its worker was lost.
 DUPLICATE, RETURNED, ERROR, GIVEN_UP = 'duplicate', 'returned', 'error', 'given up'
 LOST = 'lost'
-MOST_LOSSES = 20  # workers lost over one point in a row, without progress
+MOST_LOSSES = 20  # consecutive lost workers of a point, without progress
 
 
 class Attempts:
@@ -38,7 +40,7 @@ class Attempts:
         self.silent_since: dict[int, float] = {}
 
     def by_point(self) -> list[list[FrozenTrial]]:
-        """Each point's attempts, oldest first."""
+        """Returns the attempts of each point, oldest first."""
         found: list[list[FrozenTrial]] = [[] for _ in self.points]
         for trial in self.study.get_trials(deepcopy=False):
             if 'point' in trial.user_attrs:  # `ask` creates one without if the queue is empty
@@ -46,10 +48,10 @@ class Attempts:
         return found
 
     def claim(self, worker: str) -> optuna.Trial | None:
-        """Takes an attempt; None if there is none to take, or another process was faster."""
+        """Claims an attempt; returns None if there is none, or another process was faster."""
         every = self.by_point()
         if not any(t.state == TrialState.WAITING for tries in every for t in tries):
-            # One at a time: Optuna reads every unfinished trial again and again
+            # One at a time, because Optuna rereads every unfinished trial.
             missing = (n for n, tries in enumerate(every) if is_missing(tries))
             number = next(missing, None)
             if number is None:
@@ -61,7 +63,9 @@ class Attempts:
         try:
             self.beat(trial.number)
             trial.set_user_attr('worker', worker)
-        except optuna.exceptions.UpdateFinishedTrialError:  # we slept, and it was called lost
+        except (
+            optuna.exceptions.UpdateFinishedTrialError
+        ):  # marked as lost while this process slept
             return None
         number = trial.user_attrs.get('point')
         tries = [] if number is None else self.by_point()[number]
@@ -72,7 +76,7 @@ class Attempts:
         return trial
 
     def suggest(self, trial: optuna.Trial) -> dict[str, object]:
-        """The attempt's point: what was queued with it, or what TPE proposes."""
+        """Returns the attempt's point: the values queued with it, or TPE's suggestion."""
         point = {}
         for key, axis in self.axes.items():
             if axis.kind == 'choice':
@@ -89,12 +93,12 @@ class Attempts:
         self.database.record_heartbeat(trial_id)
 
     def running(self) -> set[int]:
-        """The numbers of the attempts that run now."""
+        """Returns the numbers of the running attempts."""
         states = (TrialState.RUNNING,)
         return {t.number for t in self.study.get_trials(deepcopy=False, states=states)}
 
     def fail_lost(self, grace: float) -> None:
-        """Fails the attempts whose heartbeat stopped, and those that never had one for `grace`."""
+        """Fails attempts whose heartbeat stopped, or that had none in their first `grace` s."""
         optuna.storages.fail_stale_trials(self.study)
         now, running = time.monotonic(), (TrialState.RUNNING,)
         silent = {
@@ -114,7 +118,7 @@ class Attempts:
         error: float | None = None,
         **facts: object,
     ) -> bool:
-        """Ends an attempt; False if another process ended it before."""
+        """Ends an attempt; returns False if another process already ended it."""
         try:
             for name, value in facts.items():
                 trial.set_user_attr(name, value)
@@ -123,10 +127,10 @@ class Attempts:
             return False
 
     def hopeless(self, number: int, retries: int) -> str:
-        """Why there should be no further attempt at the point; '' if there should.
+        """Returns why the point should not be attempted again; '' if it should.
 
-        Only attempts since the point last got further count: pre-emptions that let it move on
-        never add up, and its own errors and lost workers are counted apart.
+        Only attempts since the last progress count, so pre-emptions between checkpoints do not
+        accumulate. Errors and lost workers are counted separately.
         """
         furthest, ends = 0, []
         for trial in self.by_point()[number]:
@@ -142,7 +146,7 @@ class Attempts:
 
 
 def outcome(tries: list[FrozenTrial]) -> str:
-    """What has become of a point: one of OUTCOMES."""
+    """Returns the outcome of a point, one of OUTCOMES."""
     last = successful(tries)
     if last is not None:
         return last.user_attrs.get('outcome', last.state.name.lower())
@@ -157,26 +161,28 @@ def is_missing(tries: list[FrozenTrial]) -> bool:
 
 
 def successful(tries: list[FrozenTrial]) -> FrozenTrial | None:
-    """The attempt with the point's result."""
+    """Returns the attempt with the point's result; None if there is none."""
     return next((t for t in tries if t.state in (TrialState.COMPLETE, TrialState.PRUNED)), None)
 
 
 def lost(tries: list[FrozenTrial]) -> int:
-    """How many workers were lost over a point."""
+    """Returns how many workers of a point were lost."""
     return sum(t.state == TrialState.FAIL and 'end' not in t.user_attrs for t in tries)
 
 
 def account(every: list[list[FrozenTrial]]) -> str:
-    """'24 points: 18 complete, 5 pruned, 1 diverged; workers lost: 3, over 2 of the points'."""
+    """Formats as '24 points: 18 complete, 6 pruned; workers lost: 3, over 2 of the points'."""
     outcomes = [outcome(tries) for tries in every]
     counts = ', '.join(f'{outcomes.count(o)} {o}' for o in OUTCOMES if o in outcomes)
     losses = [n for n in map(lost, every) if n]
-    said = f'{len(every)} points: {counts}'
-    return said + f'; workers lost: {sum(losses)}, over {len(losses)} of the points' * bool(losses)
+    summary = f'{len(every)} points: {counts}'
+    return summary + f'; workers lost: {sum(losses)}, over {len(losses)} of the points' * bool(
+        losses
+    )
 
 
 def best(every: list[list[FrozenTrial]]) -> FrozenTrial | None:
-    """The complete attempt with the lowest error; the first point of several."""
+    """Returns the complete attempt with the lowest error; of equals, the first point's."""
     done = [t for tries in every for t in tries if t.state == TrialState.COMPLETE]
     return min(done, key=lambda t: (t.value, t.user_attrs['point']), default=None)
 
@@ -191,5 +197,5 @@ def best_sentence(every: list[list[FrozenTrial]]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for people: four digits of a number."""
+    """Formats a value for display; floats have four digits."""
     return f'{value:.4g}' if isinstance(value, float) else text(value)

@@ -1,4 +1,4 @@
-"""The flags of `python -m launch.sweep` and of its report, and the URL of the database."""
+"""Flags of `python -m launch.sweep` and its report, and the URL of the database."""
 
 import argparse
 import dataclasses
@@ -16,11 +16,11 @@ from nin_jax.errors import UserError
 STORAGE = 'NIN_STORAGE'  # environment variable with the database's URL
 USER = r'((?:://|^(?!.*://))[^:/?]*)'  # of a URL, also of one without a scheme
 QUERY = r'([?&])password=([^&]*)'
-SECRETS = (STORAGE, 'PGPASSWORD')  # no run needs them
+SECRETS = (STORAGE, 'PGPASSWORD')  # not passed to the runs
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one sentence and shows the module's docstring as its help."""
+    """Reports an error in one sentence and shows the module's docstring as its help."""
 
     def __init__(self, prog: str, description: str | None):
         raw = argparse.RawDescriptionHelpFormatter
@@ -32,13 +32,13 @@ class Parser(argparse.ArgumentParser):
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A database's URL, and the parts of it that nobody may see."""
+    """A database's URL, which may contain a password."""
 
     url: str = dataclasses.field(repr=False)
 
     @property
     def secret(self) -> str:
-        """The password in the URL; '' if it holds none."""
+        """The password in the URL; '' if there is none."""
         found = re.search(USER + r':(.*)@', self.url) or re.search(QUERY, self.url)
         return found[2] if found else ''
 
@@ -49,7 +49,7 @@ class Storage:
         return re.sub(QUERY + '&?', r'\1', url).rstrip('?&')
 
     def scrub(self, text: str) -> str:
-        """The text with every part of the password, however a driver splits it, as ***."""
+        """Replaces every part of the password by ***, however a database driver splits it."""
         words = {self.secret, urllib.parse.unquote(self.secret)}
         parts = {part for word in words for part in re.split(r'[@:/?#]', word) if len(part) > 2}
         for word in sorted(words | parts, key=len, reverse=True):
@@ -58,17 +58,17 @@ class Storage:
 
 
 def parse(argv: Sequence[str], description: str | None) -> tuple[argparse.Namespace, dict]:
-    """The sweep's flags, and the config keys set for all trials."""
+    """Parses the sweep's flags, and the config overrides that apply to all trials."""
     parser = Parser('launch.sweep', description)
     parser.add_argument('--sweep', required=True, help='a sweep config of experiments/sweeps/')
     add_study_flags(parser)
-    parser.add_argument('--workers', type=int, help='trials at a time; default: all devices busy')
+    parser.add_argument('--workers', type=int, help='parallel trials; default: one per device')
     parser.add_argument('--devices', help="accelerators, such as 0,1; default: all, or 'cpu'")
     parser.add_argument(
         *('--devices_per_trial', '--devices-per-trial'), type=int, default=1, help='default: 1'
     )
     parser.add_argument(
-        '--grace', type=int, default=60, help='seconds without a heartbeat: a trial is lost'
+        '--grace', type=int, default=60, help='seconds without heartbeat until a trial is lost'
     )
     parser.add_argument(
         '--retries', type=int, default=3, help='restarts of a point that fails without progress'
@@ -93,19 +93,19 @@ def parse(argv: Sequence[str], description: str | None) -> tuple[argparse.Namesp
 
 
 def add_study_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--study', required=True, help='its name in the database')
-    parser.add_argument('--workdir', help="folder of the trials' folders; runs/sweeps/STUDY")
-    parser.add_argument('--storage', help="the database's URL; default: WORKDIR/study.db, SQLite")
+    parser.add_argument('--study', required=True, help='name of the study in the database')
+    parser.add_argument('--workdir', help='folder of the trials; default: runs/sweeps/STUDY')
+    parser.add_argument('--storage', help='URL of the database; default: SQLite, WORKDIR/study.db')
     parser.add_argument(
-        '--storage_file', '--storage-file', help=f'a file that holds the URL; or set {STORAGE}'
+        '--storage_file', '--storage-file', help=f'file that contains the URL; or set {STORAGE}'
     )
 
 
 def settle_study_flags(args: argparse.Namespace) -> None:
-    """Makes --workdir a path and --storage a Storage; `where` are the flags that name both."""
+    """Resolves --workdir to a path and --storage to a Storage; sets `where` to their flags."""
     workdir = args.workdir or f'runs/sweeps/{args.study}'
     if '://' in workdir:
-        raise UserError(f"--workdir='{workdir}': a sweep needs a folder on a disk")
+        raise UserError(f"--workdir='{workdir}': must be a folder on a file system, not a URL")
     url, known = args.storage, os.environ.get(STORAGE, '')
     if not url or url == Storage(known).shown:  # the variable may add the password
         url = known or f'sqlite:///{workdir}/study.db'

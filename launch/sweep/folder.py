@@ -1,4 +1,4 @@
-"""What the driver reads of a run's folder, and the lock that keeps a second run out of it."""
+"""Reads a run's folder for the driver, and locks it against a second run."""
 
 import contextlib
 import fcntl
@@ -8,17 +8,17 @@ from typing import IO
 
 
 def lines(folder: pathlib.Path) -> list[dict]:
-    """The run's metrics so far."""
+    """Returns the run's metrics so far."""
     found = []
     with contextlib.suppress(FileNotFoundError), open(folder / 'metrics.jsonl') as f:
         for text in f:
-            with contextlib.suppress(ValueError):  # a line that is just being written
+            with contextlib.suppress(ValueError):  # an incomplete last line
                 found.append(json.loads(text))
     return found
 
 
 def evaluations(metrics: list[dict]) -> dict[int, float]:
-    """Epoch -> top-1 error: of the run's evaluations, the first at or past each whole epoch."""
+    """Returns top-1 error by epoch, from the first evaluation at or after each whole epoch."""
     first: dict[int, float] = {}
     for line in metrics:
         if line['kind'] == 'eval' and line['attempt'] == metrics[-1]['attempt']:
@@ -27,12 +27,12 @@ def evaluations(metrics: list[dict]) -> dict[int, float]:
 
 
 def step(metrics: list[dict]) -> int:
-    """The last step of the run."""
+    """Returns the last step in the metrics."""
     return metrics[-1]['step'] if metrics else 0
 
 
 def ending(folder: pathlib.Path) -> dict:
-    """The run's summary.json; {'status': ''} if it has none."""
+    """Returns the run's summary.json; {'status': ''} if there is none."""
     try:
         return json.loads((folder / 'summary.json').read_text())
     except (FileNotFoundError, ValueError):
@@ -40,7 +40,7 @@ def ending(folder: pathlib.Path) -> dict:
 
 
 def try_lock(file: IO) -> bool:
-    """Locks the file for this process and those that inherit it, until the last of them ends."""
+    """Locks the file until this process and all that inherit it end; False if it is locked."""
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -48,5 +48,5 @@ def try_lock(file: IO) -> bool:
 
 
 def last_line(log: str) -> str:
-    """The last thing that the run printed, without 'error: '."""
+    """Returns the last line of a log, without 'error: '."""
     return (log.strip().splitlines() or ['no output'])[-1].removeprefix('error: ')

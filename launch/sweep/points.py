@@ -1,4 +1,4 @@
-"""A sweep config, read and checked: its points, and the command line of each."""
+"""Reads and validates a sweep config; computes its points and their command lines."""
 
 import dataclasses
 import itertools
@@ -18,15 +18,15 @@ CONFIGS = pathlib.Path('experiments/sweeps')
 SAMPLERS = ('grid', 'random', 'tpe')
 MOST_CHECKED = 1000  # corners of a space
 TPE_STARTUP = 10  # TPE's first points are random
-# A sweep chooses by the held-out images and never sees the test images.
+# A sweep is scored on the validation images and never uses the test images.
 SPLITS = {'data.train': 'train', 'data.eval': 'valid'}
 
 
 def load(path: str, overrides: dict[str, str]) -> Sweep:
-    """The sweep of a sweep config, unchecked, with `overrides` merged into its `fixed` keys.
+    """Loads a sweep config without validation, and merges `overrides` into its `fixed` keys.
 
     Raises:
-      UserError: there is no such file, or it does not load.
+      UserError: the file does not exist or does not load.
     """
     if not pathlib.Path(path).is_file():
         there = [str(p) for p in sorted(CONFIGS.glob('[!_]*.py'))]
@@ -35,17 +35,17 @@ def load(path: str, overrides: dict[str, str]) -> Sweep:
         sweep = runpy.run_path(path)['get_sweep']()
     except UserError:
         raise
-    except Exception as e:  # whatever a broken file may raise
+    except Exception as e:  # a broken file can raise anything
         raise UserError(f"sweep config '{path}' does not load: {str(e).splitlines()[0]}") from e
     return dataclasses.replace(sweep, fixed=sweep.fixed | overrides)
 
 
 def check(sweep: Sweep) -> None:
-    """Raises UserError for what would keep a trial from starting, as far as can be known."""
+    """Raises UserError if a trial could not start, as far as can be known in advance."""
     if bool(sweep.space) == bool(sweep.points):
-        raise UserError('a sweep has either a space or points: give one of them')
+        raise UserError('a sweep has either a space or points: give exactly one of them')
     if sweep.points and sweep.sampler:
-        raise UserError(f'sampler={sweep.sampler!r}: a sweep over points has none, leave it out')
+        raise UserError(f'sampler={sweep.sampler!r}: a sweep over points has no sampler, remove it')
     if sweep.space and sweep.sampler not in SAMPLERS:
         raise UserError(f'no sampler {sweep.sampler!r}{did_you_mean(str(sweep.sampler), SAMPLERS)}')
     if sweep.sampler in ('random', 'tpe') and not sweep.trials:
@@ -62,7 +62,7 @@ def check(sweep: Sweep) -> None:
         if key not in known:
             raise UserError(f"unknown key '{key}'" + did_you_mean(key, known))
         if key in sweep.fixed and (key in sweep.space or any(key in p for p in sweep.points)):
-            raise UserError(f"'{key}' is both fixed and searched: leave out one")
+            raise UserError(f"'{key}' is both fixed and searched: remove one")
     for key, axis in sweep.space.items():
         if sweep.sampler == 'grid' and axis.kind in ('uniform', 'log_uniform'):
             raise UserError(f"'{key}' is {axis.kind}: a grid needs choice(...) or integer(...)")
@@ -71,7 +71,7 @@ def check(sweep: Sweep) -> None:
 
 
 def corners(sweep: Sweep) -> list[dict]:
-    """All points of a grid or a list; of another space, some that cover the ends of every axis."""
+    """Returns all points of a grid or list; otherwise points at the bounds of every axis."""
     axes = axes_of(sweep)
     if sweep.points or sweep.sampler == 'grid':
         return points(sweep)
@@ -82,7 +82,7 @@ def corners(sweep: Sweep) -> list[dict]:
 
 
 def check_point(sweep: Sweep, point: dict) -> None:
-    """Raises UserError unless a run can be built from the point; uses neither data nor device."""
+    """Raises UserError unless a run can be built from the point; uses no data and no device."""
     from nin_jax.models.factory import layer_blocks  # JAX takes a second to import
 
     full: Any = cli.load_config(sweep.config, flags(sweep, point))
@@ -95,7 +95,7 @@ def check_point(sweep: Sweep, point: dict) -> None:
 
 
 def axes_of(sweep: Sweep) -> dict[str, Axis]:
-    """The space; for a list of points, the values of each key that occur in it."""
+    """Returns the space; for a list of points, the values of each key in the list."""
     if sweep.space:
         return sweep.space
     rows = filled(sweep)
@@ -104,14 +104,14 @@ def axes_of(sweep: Sweep) -> dict[str, Axis]:
 
 
 def filled(sweep: Sweep) -> list[dict]:
-    """A list's points with all keys in each; those left out have the config's values."""
+    """Returns the points of a list with all keys; missing keys have the config's values."""
     keys = dict.fromkeys(itertools.chain(*sweep.points))
     base = config.flatten(cli.load_config(sweep.config, flags(sweep, {})))
     return [{k: choice(point.get(k, base[k])).values[0] for k in keys} for point in sweep.points]
 
 
 def points(sweep: Sweep) -> list[dict]:
-    """Every point, {} where TPE chooses it when its turn comes."""
+    """Returns all points; {} for those that TPE chooses during the sweep."""
     if sweep.points:
         return filled(sweep)[: sweep.trials]
     if sweep.sampler == 'grid':
@@ -132,7 +132,7 @@ def combinations(values: dict) -> list[dict]:
 
 
 def draw(axis: Axis, rng: random.Random) -> object:
-    """A random value, with four digits: commands are read by people."""
+    """Draws a random value, rounded to four digits to keep commands readable."""
     if axis.kind == 'choice':
         return rng.choice(axis.values)
     if axis.kind == 'integer':
@@ -145,11 +145,11 @@ def draw(axis: Axis, rng: random.Random) -> object:
 
 
 def flags(sweep: Sweep, point: dict, splits: dict = SPLITS) -> list[str]:
-    """The overrides of a point's run, as words of a command line."""
+    """Returns the config overrides of a point's run as flags."""
     return [f'--config.{k}={text(v)}' for k, v in {**splits, **sweep.fixed, **point}.items()]
 
 
 def command(sweep: Sweep, folder: pathlib.Path, point: dict, splits: dict = SPLITS) -> list[str]:
-    """The run of a point, as one would type it."""
+    """Returns the command line of a point's run."""
     start = ['python', '-m', 'experiments.main', f'--config={sweep.config}', f'--workdir={folder}']
     return [*start, *flags(sweep, point, splits)]

@@ -1,10 +1,10 @@
-"""Reports a sweep: a table, a CSV file, plots, and the command that repeats the best point.
+"""Reports a sweep: a table, a CSV file, plots, and the command that reproduces the best point.
 
     python -m launch.sweep report --study=digits
     python -m launch.sweep report --study=digits --storage=postgresql://USER@HOST/DB --out=FOLDER
 
-The folder --out (default: WORKDIR/report) gets REPORT.md, trials.csv and the plots. The report can
-be made at any time, also while the sweep runs.
+REPORT.md, trials.csv and the plots are written to the folder --out (default: WORKDIR/report). A
+report can be written at any time, including during the sweep.
 """
 
 import csv
@@ -25,12 +25,12 @@ from experiments.space import Axis, Sweep
 from launch.sweep import attempts, flags, points, study
 from nin_jax.errors import UserError
 
-EDGE = 0.05  # of an axis: so near to an end, the best may lie beyond it
-FEWEST = 10  # complete trials that an importance can be computed from
+EDGE = 0.05  # fraction of an axis next to a bound, for which the report warns
+FEWEST = 10  # minimum number of complete trials to compute importances
 ERROR = 'validation top-1 error (%)'
-NOTE = """Error is top-1 error on the validation images: of a complete point when training ended,
-of a pruned one at its last evaluation. *lost* counts the workers that were lost over a point,
-*resumed* lists the steps at which another attempt went on.
+NOTE = """Error is the top-1 error on the validation images: at the end of training for a complete
+point, at the last evaluation for a pruned one. *lost* counts the lost workers of a point. *resumed*
+lists the steps at which another attempt resumed.
 """
 
 
@@ -42,10 +42,10 @@ def main(argv: Sequence[str]) -> int:
     flags.settle_study_flags(args)
     file = args.storage.url.removeprefix('sqlite:///')
     if file != args.storage.url and not pathlib.Path(file).is_file():
-        raise UserError(f"no study in '{file}': name the --storage or the --workdir of the sweep")
-    patiently = study.Patience(args.storage, study.STARTUP_S)
-    database = study.connect(args.storage, patiently)
-    queue = attempts.Attempts(patiently(study.join, database, args.study), database)
+        raise UserError(f"no study in '{file}': give the --storage or the --workdir of the sweep")
+    retry = study.RetryPolicy(args.storage, study.STARTUP_S)
+    database = study.connect(args.storage, retry)
+    queue = attempts.Attempts(retry(study.join, database, args.study), database)
     make(queue, args.workdir, pathlib.Path(args.out or args.workdir / 'report'))
     return 0
 
@@ -61,20 +61,20 @@ def make(queue: attempts.Attempts, workdir: pathlib.Path, out: pathlib.Path) -> 
         writer.writerows(rows)
     head = [f'# Sweep {queue.study.study_name}', attempts.account(every)]
     head.append(attempts.best_sentence(every))
-    pictures = {}
+    drawn = {}
     if best := attempts.best(every):
         head += edges(best.params, queue.axes)
         head += repeat(queue.study, best, workdir)
-        pictures = draw(queue.study, out)
+        drawn = draw(queue.study, out)
     print('\n\n'.join([*head, table(rows)]))
-    shown = ''.join(f'\n## {title}\n\n![{title}]({name})\n' for name, title in pictures.items())
-    page = '\n\n'.join(head) + f'\n{shown}\n## Trials\n\n{table(rows)}\n\n{NOTE}'
-    (out / 'REPORT.md').write_text(page)
-    print(f'\n{out}/REPORT.md, with {len(pictures)} plots and trials.csv')
+    shown = ''.join(f'\n## {title}\n\n![{title}]({name})\n' for name, title in drawn.items())
+    text = '\n\n'.join(head) + f'\n{shown}\n## Trials\n\n{table(rows)}\n\n{NOTE}'
+    (out / 'REPORT.md').write_text(text)
+    print(f'\n{out}/REPORT.md, with {len(drawn)} plots and trials.csv')
 
 
 def draw(shared: optuna.Study, out: pathlib.Path) -> dict[str, str]:
-    """Saves Optuna's own plots; returns {file name: title}."""
+    """Saves Optuna's plots; returns {file name: title}."""
     matplotlib.use('Agg')
     error = dict(target=lambda trial: 100 * trial.value, target_name=ERROR)
     figures = {
@@ -98,7 +98,7 @@ def draw(shared: optuna.Study, out: pathlib.Path) -> dict[str, str]:
 
 
 def row(number: int, tries: list[FrozenTrial]) -> dict:
-    """A point as one flat record; its error is that of the last evaluation if it has no other."""
+    """Returns a point as a flat record; the error is the final one, or the last evaluation's."""
     trial = attempts.successful(tries) or (tries[-1] if tries else None)
     params = max((t.params for t in tries), key=len, default={})
     seen = {k: v for t in tries for k, v in t.intermediate_values.items()}
@@ -121,7 +121,7 @@ def row(number: int, tries: list[FrozenTrial]) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """The points as Markdown, best first, then those without a result."""
+    """Formats the points as a Markdown table, best first and those without a result last."""
 
     def rank(r: dict) -> tuple:
         error = math.inf if r['error'] is None else r['error']
@@ -144,21 +144,21 @@ def cell(name: str, value: object) -> str:
     return f'{value:.0f}' if name == 'seconds' else attempts.shown(value)
 
 
-# ---- what is said of the best ---------------------------------------------------------------
+# ---- the best point -------------------------------------------------------------------------
 
 
 def edges(point: dict, axes: dict[str, Axis]) -> list[str]:
-    """A warning for each axis at whose end the best point lies."""
+    """Returns a warning for each axis where the best point is at a bound."""
     return [
-        f'Warning: the best has {key}={attempts.shown(value)}, at the {side} end: '
-        'the optimum may lie beyond it, widen the space'
+        f'Warning: the best has {key}={attempts.shown(value)}, at the {side} bound: '
+        'the optimum may lie outside, widen the space'
         for key, value in point.items()
         if key in axes and (side := edge(value, axes[key]))
     ]
 
 
 def edge(value: Any, axis: Axis) -> str:
-    """'lower' or 'upper' if the value lies at an end of a numeric axis; '' otherwise."""
+    """Returns 'lower' or 'upper' if the value is near a bound of a numeric axis, else ''."""
     low: Any = axis.low
     high: Any = axis.high
     near = EDGE
@@ -175,13 +175,13 @@ def edge(value: Any, axis: Axis) -> str:
 
 
 def repeat(shared: optuna.Study, best: FrozenTrial, workdir: pathlib.Path) -> list[str]:
-    """The commands that repeat the best point, and that train it for the test images."""
+    """Returns the commands that reproduce the best point, and that train it for the test."""
     record, name = shared.user_attrs['sweep'], shared.study_name
     base = Sweep(record['config'], fixed=record['fixed'])
     again = points.command(base, workdir / f'best-of-{name}', best.params)
     final = points.command(base, workdir / f'final-of-{name}', best.params, splits={})
     return [
-        f'To repeat it:\n\n```bash\n{shlex.join(again)}\n```',
-        "On the config's own splits, to be scored on the test images once all choices are made:\n\n"
+        f'To reproduce it:\n\n```bash\n{shlex.join(again)}\n```',
+        "On the config's own splits, to evaluate on the test images after all choices are made:\n\n"
         f'```bash\n{shlex.join(final)}\n```',
     ]

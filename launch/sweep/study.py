@@ -1,4 +1,4 @@
-"""A sweep as an Optuna study: connecting to its database, creating it, joining it."""
+"""A sweep as an Optuna study: connects to the database, creates the study and joins it."""
 
 import json
 import random
@@ -17,33 +17,33 @@ from launch.sweep.flags import Storage
 from nin_jax.config import flatten
 from nin_jax.errors import RetryError, UserError, did_you_mean
 
-# Where a machine keeps its data, and what it computes with, may differ between machines.
+# Keys that may differ between the machines of a study.
 OF_THE_MACHINE = ('data.dir', 'devices')
 ERRORS = (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError)
 STARTUP_S = 15.0
-# What a server says when only the user can change it
+# Parts of server messages about errors that only the user can fix.
 MISTAKES = ('authentication', 'password', 'does not exist', 'not a database', 'permission denied')
 
 
 class UnreachableError(RetryError):
-    """The database cannot be read or written, at least for now."""
+    """The database cannot be read or written, perhaps temporarily."""
 
 
-class Patience:
-    """Repeats calls that the database refuses, for at most `seconds`, with growing pauses.
+class RetryPolicy:
+    """Retries database calls for at most `seconds`, with exponential backoff.
 
-    A call may have taken effect although it raised: everything called must bear repetition.
+    A call may have taken effect although it raised, so all calls must be idempotent.
     """
 
     def __init__(self, storage: Storage, seconds: float, longest_pause: float = 5.0):
         self.storage, self.seconds, self.longest_pause = storage, seconds, longest_pause
-        self.steady = False  # from the first connection on, for `seconds` instead of STARTUP_S
-        self.recovered_at = time.monotonic()  # after the last outage; who starts may have missed it
+        self.steady = False  # after the first connection: the limit is `seconds`, not STARTUP_S
+        self.recovered_at = time.monotonic()  # end of the last outage, at the earliest the start
         self.give_up: Callable[[], bool] = lambda: False
         self.on_outage: Callable[[str], None] = lambda cause: None
 
     def __call__(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
-        """call(*args, **kwargs); raises UnreachableError after `seconds` of refusals."""
+        """Returns call(*args, **kwargs); raises UnreachableError after `seconds` of failures."""
         since, pause = None, 0.2
         while True:
             try:
@@ -67,24 +67,24 @@ class Patience:
                 return value
 
     def cause(self, e: Exception) -> str:
-        """The driver's own first line, without the password."""
+        """Returns the first line of the database driver's message, without the password."""
         inner = e.__cause__ or e
         text = str(getattr(inner, 'orig', None) or inner).strip() or type(inner).__name__
         return self.storage.scrub(text.splitlines()[0])
 
 
-def connect(storage: Storage, patience: Patience, grace: int = 60) -> optuna.storages.RDBStorage:
-    """The database; its tables are created if it is empty.
+def connect(storage: Storage, patience: RetryPolicy, grace: int = 60) -> optuna.storages.RDBStorage:
+    """Connects to the database, and creates its tables if it is empty.
 
     Raises:
-      UnreachableError: it may come back.
+      UnreachableError: the database does not respond.
       UserError: the URL, the user, the password or the driver is wrong.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
-    # launch/sweep/driver.py records the heartbeats of the trials that it asks for
+    # launch/sweep/driver.py records the heartbeats of its trials.
     warnings.filterwarnings('ignore', message='Heartbeat of storage is supposed')
-    options = {'connect_args': {'timeout': 60}}  # seconds to wait for another's lock
+    options = {'connect_args': {'timeout': 60}}  # seconds to wait for a lock
     if not storage.url.startswith('sqlite'):
         options = {'pool_pre_ping': True, 'connect_args': {'connect_timeout': 10}}
     try:
@@ -105,7 +105,7 @@ def connect(storage: Storage, patience: Patience, grace: int = 60) -> optuna.sto
 
 
 def driver_url(url: str) -> str:
-    """The URL with the driver that the project installs."""
+    """Returns the URL with the driver that the project installs."""
     return url.replace('postgresql://', 'postgresql+psycopg://', 1)
 
 
@@ -115,7 +115,7 @@ def beat_every(grace: int) -> int:
 
 
 def identity(sweep: Sweep) -> dict:
-    """What makes a study's trials comparable: all but the number of the trial."""
+    """Returns the settings that all trials of a study share, except the number of trials."""
     base = flatten(cli.load_config(sweep.config, points.flags(sweep, {})))
     record = {
         'config': sweep.config,
@@ -125,27 +125,27 @@ def identity(sweep: Sweep) -> dict:
         'sampler': sweep.sampler,
         'prune_after': sweep.prune_after,
         'fixed': {k: v for k, v in sweep.fixed.items() if k not in OF_THE_MACHINE},
-        'layout': 2,  # a point is one or more trials, see launch/sweep/attempts.py
+        'layout': 2,  # a point has one or more trials, see launch/sweep/attempts.py
     }
-    return json.loads(json.dumps(record))  # as it comes back from the database
+    return json.loads(json.dumps(record))  # the form that the database returns
 
 
 def begin(database: optuna.storages.RDBStorage, name: str, sweep: Sweep) -> optuna.Study:
-    """Creates the study, or joins the one that is there; UserError if that is of another sweep."""
+    """Creates or joins the study; raises UserError if it belongs to a different sweep."""
     ours = identity(sweep)
     study = optuna.create_study(storage=database, study_name=name, load_if_exists=True)
-    theirs = study.user_attrs.get('sweep', ours)  # it is not there in the study's first moment
+    theirs = study.user_attrs.get('sweep', ours)  # missing immediately after creation
     if theirs != ours:
         raise UserError(
-            f"study '{name}' is of another sweep ({difference(theirs, ours)}): repeat its "
-            'settings to go on with it, or name another --study'
+            f"study '{name}' belongs to a different sweep ({difference(theirs, ours)}): use the "
+            'same settings to resume it, or choose another --study'
         )
     study.set_user_attr('sweep', ours)
     return join(database, name)
 
 
 def difference(theirs: dict, ours: dict) -> str:
-    """The first thing in which two identities differ."""
+    """Describes the first difference between two identities."""
     key = next(k for k in ours if theirs.get(k) != ours[k])
     there, here = theirs.get(key), ours[key]
     if isinstance(here, dict) and isinstance(there, dict):
@@ -155,16 +155,16 @@ def difference(theirs: dict, ours: dict) -> str:
 
 
 def join(database: optuna.storages.RDBStorage, name: str) -> optuna.Study:
-    """The study with its sampler and pruner; UserError, with the nearest name, if it is missing."""
+    """Loads the study with its sampler and pruner; raises UserError if it does not exist."""
     try:
         study = optuna.load_study(storage=database, study_name=name)
     except KeyError:
         there = optuna.get_all_study_names(database)
-        hint = did_you_mean(name, there) if there else ': this database holds none'
+        hint = did_you_mean(name, there) if there else ': the database has no studies'
         raise UserError(f"no study '{name}'{hint}") from None
     record = study.user_attrs.get('sweep')
     if record is None:
-        raise UserError(f"study '{name}' was not made by launch.sweep: name another")
+        raise UserError(f"study '{name}' was not created by launch.sweep: choose another")
     study.sampler = optuna.samplers.RandomSampler()
     if record['sampler'] == 'tpe':
         study.sampler = optuna.samplers.TPESampler(
@@ -177,6 +177,6 @@ def join(database: optuna.storages.RDBStorage, name: str) -> optuna.Study:
 
 
 def space(study: optuna.Study) -> dict[str, Axis]:
-    """The study's axes."""
+    """Returns the study's axes."""
     axes = study.user_attrs['sweep']['space']
     return {k: Axis(**{**a, 'values': tuple(a['values'])}) for k, a in axes.items()}

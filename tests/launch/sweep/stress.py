@@ -125,7 +125,7 @@ def stress(
 def check(folder: pathlib.Path, url: str, count: int, killed: set[int], statuses: list) -> dict:
     """Every point has one result, its own; every loss belongs to a driver that was killed."""
     storage = flags.Storage(url)
-    database = study.connect(storage, study.Patience(storage, 60))
+    database = study.connect(storage, study.RetryPolicy(storage, 60))
     every = attempts.Attempts(study.join(database, 's'), database).by_point()
     tries = [t for per_point in every for t in per_point]
     done = [t for t in tries if t.state.name == 'COMPLETE']

@@ -19,7 +19,7 @@ SWEEP = Sweep(TINY, points=tuple({'optim.lr': lr} for lr in (0.1, 0.2, 0.3)))
 
 def connect(folder):
     storage = flags.Storage(f'sqlite:///{folder}/study.db')
-    return study.connect(storage, study.Patience(storage, 60.0), 2)
+    return study.connect(storage, study.RetryPolicy(storage, 60.0), 2)
 
 
 def open_study(folder, sweep=SWEEP):

@@ -20,7 +20,7 @@ from server import Postgres, programs
 from stress import PROGRAM, children, kill, stress, write_sweep
 from stress import drive as stress_drive
 
-from launch.processes import Family
+from launch.processes import ProcessGroup
 from launch.sweep import __main__ as entry
 from launch.sweep import attempts, flags, study
 
@@ -36,7 +36,7 @@ def wait_until(true, timeout=60.0):
 
 def every(folder, url=None):
     storage = flags.Storage(url or f'sqlite:///{folder}/study.db')
-    database = study.connect(storage, study.Patience(storage, 30.0))
+    database = study.connect(storage, study.RetryPolicy(storage, 30.0))
     return attempts.Attempts(study.join(database, 's'), database).by_point()
 
 
@@ -173,7 +173,7 @@ def refusing(times):
 
 def test_the_database_is_tried_again_for_a_bounded_time():
     storage = flags.Storage('postgresql://u:hush-hush@h/d')
-    patience = study.Patience(storage, 60.0, longest_pause=0.01)
+    patience = study.RetryPolicy(storage, 60.0, longest_pause=0.01)
     outages = []
     patience.on_outage = outages.append
     before = time.monotonic()
@@ -212,7 +212,7 @@ def test_a_restart_of_the_database_costs_nothing(tmp_path):
         found = every(tmp_path, server.url)
         assert attempts.account(found) == '6 points: 6 complete'
         assert [len(tries) for tries in found] == [1] * 6
-    assert 'the database does not answer' in (tmp_path / 'log').read_text()
+    assert 'the database does not respond' in (tmp_path / 'log').read_text()
 
 
 @needs_postgres
@@ -236,9 +236,9 @@ def test_runs_are_saved_when_the_database_stays_away(tmp_path):
 @pytest.mark.skipif(sys.platform != 'linux', reason='a death signal is a thing of Linux')
 def test_a_process_is_asked_to_stop_when_its_parent_is_killed(tmp_path):
     code = (
-        'from launch.processes import Family\n'
-        'with Family() as family:\n'
-        f"    family.start(['sh', '-c', 'trap \"touch {tmp_path}/told; exit\" TERM; "
+        'from launch.processes import ProcessGroup\n'
+        'with ProcessGroup() as group:\n'
+        f"    group.start(['sh', '-c', 'trap \"touch {tmp_path}/told; exit\" TERM; "
         f"touch {tmp_path}/up; while :; do sleep 0.1; done']).wait()\n"
     )
     parent = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT)
@@ -248,11 +248,11 @@ def test_a_process_is_asked_to_stop_when_its_parent_is_killed(tmp_path):
 
 
 def test_a_request_to_stop_is_handed_on():
-    with Family() as family:
-        process = family.start(['sleep', '60'])
+    with ProcessGroup() as group:
+        process = group.start(['sleep', '60'])
         os.kill(os.getpid(), signal.SIGTERM)
-        assert family.stop and process.wait(10) == -signal.SIGTERM
-        assert family.start(['sleep', '60']).wait(10) == -signal.SIGTERM
+        assert group.stop and process.wait(10) == -signal.SIGTERM
+        assert group.start(['sleep', '60']).wait(10) == -signal.SIGTERM
 
 
 def test_without_optuna_the_package_is_named():

@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
     }
     made = Sweep(TINY, space, sampler='random', trials=20, prune_after=1, fixed=fixed)
     storage = flags.Storage(f'sqlite:///{folder}/study.db')
-    database = study.connect(storage, study.Patience(storage, 10))
+    database = study.connect(storage, study.RetryPolicy(storage, 10))
     queue = attempts.Attempts(study.begin(database, 's', made), database)
     while trial := queue.claim('w'):
         point = queue.suggest(trial)
@@ -56,7 +56,7 @@ def test_report_of_a_finished_study(finished, capsys):
     best = attempts.best(queue.by_point())
     number = best.user_attrs['point']
     assert f'best: point {number}, validation top-1 error {best.value:.2%}' in out
-    assert 'Warning: the best has optim.lr=' in out and 'at the upper end' in out
+    assert 'Warning: the best has optim.lr=' in out and 'at the upper bound' in out
     command = next(line for line in out.splitlines() if line.startswith('python -m experiments'))
     config = cli.load_config(TINY, [w for w in shlex.split(command) if w.startswith('--config.')])
     assert config.optim.lr == best.params['optim.lr'] and config.data.eval == 'valid'

@@ -1,12 +1,12 @@
-"""How fast this code base is on this machine, beside PyTorch: one command, one JSON, one page.
+"""Benchmarks this code base on this machine against PyTorch; writes a JSON and a Markdown file.
 
     pip install -e '.[prepare,benchmarks]'
     python -m benchmarks --out=results/benchmarks/cpu.json
     python -m benchmarks --parts=throughput --networks=cifar10 --batches=128 --rounds=3
 
-On a machine with a GPU, and the GPU builds of both libraries, the same command makes the GPU's
-tables; `--steps=100` is a good choice there. What does not run here (no C++ compiler for
-torch.compile, a dataset that is not prepared) becomes a row that says so.
+On a machine with a GPU and the GPU builds of both libraries, the same command benchmarks the GPU;
+use `--steps=100` there. A measurement that fails (no C++ compiler for torch.compile, a dataset that
+is not prepared) becomes a row with the reason.
 """
 
 import argparse
@@ -24,11 +24,11 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     results = environment() | {'peak_flops': peak_flops.measure(), 'throughput': []}
 
-    def keep() -> None:  # after each table: a run that is stopped keeps what it has
+    def keep() -> None:  # after each table, so that an interrupted run keeps its results
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(results, indent=1) + '\n')
-            options.out.with_suffix('.md').write_text(tables.page(results))
+            options.out.with_suffix('.md').write_text(tables.report(results))
 
     if 'throughput' in options.parts:
         for network in options.networks:
@@ -70,7 +70,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     def positive(text: str) -> int:
         if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+            raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
         return int(text)
 
     def positives(text: str) -> list[int]:
@@ -78,7 +78,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     def choice(flag: str, known, default: list[str]):
         parser.add_argument(
-            flag, type=names(known), default=default, help=f'of: {", ".join(known)}'
+            flag, type=names(known), default=default, help=f'any of: {", ".join(known)}'
         )
 
     choice('--parts', PARTS, list(PARTS))
@@ -86,15 +86,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     choice('--variants', throughput.VARIANTS, list(throughput.VARIANTS))
     parser.add_argument('--batches', type=positives, default=[32, 128])
     parser.add_argument(
-        '--steps', type=positive, default=4, help='batches in a measurement (ours: one dispatch)'
+        '--steps', type=positive, default=4, help='batches per measurement (ours: one dispatch)'
     )
-    parser.add_argument('--rounds', type=positive, default=7, help='the median round counts')
-    parser.add_argument('--repeats', type=positive, default=3, help='of start-up and scaling')
+    parser.add_argument('--rounds', type=positive, default=7, help='rounds; the median is reported')
+    parser.add_argument('--repeats', type=positive, default=3, help='for start-up and scaling')
     parser.add_argument(
         '--limit', type=positive, default=600, help='seconds to wait for one measurement'
     )
     parser.add_argument(
-        '--out', type=pathlib.Path, help='write the results here as JSON, and a page beside it'
+        '--out', type=pathlib.Path, help='JSON file to write; a Markdown file goes beside it'
     )
     return parser.parse_args(argv)
 

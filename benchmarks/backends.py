@@ -1,7 +1,7 @@
-"""The two sides of the throughput benchmark: this code base, and the same network in PyTorch.
+"""The backends of the throughput benchmark: this code base, and the same network in PyTorch.
 
-Each is built by a function `(network, dtype, batch_size, steps) -> Contestant`; both train on
-images that lie on the device already, as whitened float32.
+Each is built by a function `(network, dtype, batch_size, steps) -> Backend`. Both train on whitened
+float32 images that are already on the device.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ NETWORKS = {  # name -> (height = width, channels, classes)
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
-    """Each function does `steps` batches, waits for the device, and returns seconds it took."""
+class Backend:
+    """Functions to measure; `train` and `forward` run `steps` batches and return the seconds."""
 
     train: Callable[[], float]
     forward: Callable[[], float]
@@ -29,12 +29,12 @@ class Contestant:
 
 
 def config(network: str) -> ConfigDict:
-    """The experiment's own config."""
+    """Returns the config of the experiment."""
     return importlib.import_module(f'experiments.configs.{network}').get_config()
 
 
 def macs_per_image(network: str) -> int:
-    """Multiply-adds of one image's forward pass, from the layer table (biases not counted)."""
+    """Returns the multiply-adds of one image's forward pass, without biases."""
     size, channels, _ = NETWORKS[network]
     total = 0
     for row in config(network).model.blocks.values():
@@ -58,8 +58,8 @@ def host_peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 
-def ours(network: str, dtype: str, batch_size: int, steps: int) -> Contestant:
-    """This code base's own model, training step and evaluation, set up as a run would be."""
+def ours(network: str, dtype: str, batch_size: int, steps: int) -> Backend:
+    """Builds this code base's model, training step and evaluation, as a run does."""
     import jax
 
     from nin_jax.data.batches import Examples
@@ -96,13 +96,13 @@ def ours(network: str, dtype: str, batch_size: int, steps: int) -> Contestant:
         stats = jax.devices()[0].memory_stats()
         return stats['peak_bytes_in_use'] if stats else host_peak_memory()
 
-    return Contestant(lambda: timed(train), lambda: timed(forward), peak_memory)
+    return Backend(lambda: timed(train), lambda: timed(forward), peak_memory)
 
 
 def pytorch(
     network: str, dtype: str, batch_size: int, steps: int, *, channels_last: bool, compiled: bool
-) -> Contestant:
-    """The same layers, loss and update in PyTorch; bfloat16 by autocast."""
+) -> Backend:
+    """Builds the same layers, loss and update in PyTorch; bfloat16 uses autocast."""
     import torch
     from torch import nn
 
@@ -135,7 +135,7 @@ def pytorch(
 
     optim, last = settings.optim, settings.optim.last_layer_lr
     convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-    optimiser = torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         [
             group
             for conv in convs
@@ -165,9 +165,9 @@ def pytorch(
         model.train()
         for _ in range(steps):
             loss = nn.functional.cross_entropy(logits(), labels)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         wait()
 
     def forward():
@@ -180,4 +180,4 @@ def pytorch(
     def peak_memory() -> int:
         return torch.cuda.max_memory_allocated() if device == 'cuda' else host_peak_memory()
 
-    return Contestant(lambda: timed(train), lambda: timed(forward), peak_memory)
+    return Backend(lambda: timed(train), lambda: timed(forward), peak_memory)

@@ -1,4 +1,4 @@
-"""What a table of timings must say beside its numbers: command, commit, versions, hardware."""
+"""Describes the conditions of a benchmark: command, commit, versions, hardware."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ from nin_jax.runs.environment import commit
 
 
 def environment() -> dict:
-    """Command, commit, versions and hardware of this process."""
+    """Returns command, commit, versions and hardware of this process."""
     words = [re.sub('=/.*/', '=', word) for word in sys.argv[1:]]  # no paths of this machine
     return {
         'command': shlex.join(['python', '-m', 'benchmarks', *words]),
@@ -46,7 +46,7 @@ def cpu() -> str:
 
 
 def gpu() -> str:
-    """Name and driver of each GPU, or ''."""
+    """Returns name and driver version of each GPU; '' if there are none."""
     query = ['nvidia-smi', '--query-gpu=name,driver_version', '--format=csv,noheader']
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20)

@@ -1,4 +1,4 @@
-"""What the machine can do at best: FLOP/s of a product of two large matrices."""
+"""Measures the machine's peak FLOP/s with a product of two large matrices."""
 
 import multiprocessing
 import statistics
@@ -6,7 +6,7 @@ import time
 
 
 def measure(size: int | None = None, repeats: int = 9) -> dict[str, float]:
-    """{dtype: FLOP/s}, the better library's median; in a process of its own for each."""
+    """Returns {dtype: FLOP/s}, the median of the faster library; each in a separate process."""
     context = multiprocessing.get_context('spawn')
     best: dict[str, float] = {}
     for library in (of_jax, of_torch):
@@ -49,7 +49,7 @@ def of_torch(size: int | None, repeats: int) -> dict[str, float]:
 
 
 def rate(product, size: int, repeats: int) -> float:
-    """FLOP/s of the median call, after one to warm up."""
+    """Returns the FLOP/s of the median call, after one warm-up call."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Many seeds at once: replicas of a run in one vmapped program, against one after another.
+"""Compares replicas of a run in one vmapped program with the same replicas in sequence.
 
     python -m benchmarks.replicas --replicas=4
 
-For each network, the same replicas make the same steps both ways, in turns; prints the median of
-the rounds in replica-steps a second, and their ratio. Networks: 'tiny' has 8 channels a layer, on
-MNIST's images; 'quickstart' is the paper's for MNIST. Images are random, batches of 64.
+For each network, the same replicas take the same steps both ways, in alternation. Prints the median
+rate of each in replica-steps per second, and their ratio. The network 'tiny' has 8 channels per
+layer, 'quickstart' is the paper's for MNIST. Images are random, 28x28, in batches of 64.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from nin_jax.train.trainer import make_setup
 
 
 def network(name: str):
-    """(setup, init_state) of a run."""
+    """Returns (setup, init_state) of a run."""
     config = quickstart.get_config('')
     config.dtype = 'bfloat16' if jax.default_backend() == 'gpu' else 'float32'
     if name == 'tiny':
@@ -38,7 +38,7 @@ def network(name: str):
 
 
 def measure(name: str, replicas: int, steps: int, rounds: int) -> tuple[float, float]:
-    """Median replica-steps a second: (one after another, together)."""
+    """Returns median replica-steps per second: (sequential, vmapped)."""
     setup, init_state = network(name)
     rng = np.random.default_rng(0)
     examples = Examples(
@@ -58,7 +58,7 @@ def measure(name: str, replicas: int, steps: int, rounds: int) -> tuple[float, f
 
     ways = {'sequential': one_after_another, 'vmapped': lambda: together(stacked)}
     ends = {way: jax.block_until_ready(train()) for way, train in ways.items()}  # compiles
-    for i, end in enumerate(ends['sequential']):  # the same work, or there is nothing to compare
+    for i, end in enumerate(ends['sequential']):  # both ways must do the same work
         for a, b in zip(*map(jax.tree.leaves, (end.params, ends['vmapped'].params)), strict=True):
             np.testing.assert_allclose(a, b[i], rtol=2e-2, atol=2e-3)
     seconds = {way: [] for way in ways}
@@ -74,12 +74,12 @@ def measure(name: str, replicas: int, steps: int, rounds: int) -> tuple[float, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('--replicas', type=int, default=4)
-    parser.add_argument('--steps', type=int, default=4, help='in one dispatch')
+    parser.add_argument('--steps', type=int, default=4, help='steps per dispatch')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--networks', default='tiny,quickstart')
     args = parser.parse_args()
-    print(f'{jax.devices()[0].device_kind}, {args.replicas} replicas, replica-steps a second')
-    print(f'{"network":12} {"one after another":>18} {"together":>10} {"ratio":>7}')
+    print(f'{jax.devices()[0].device_kind}, {args.replicas} replicas, replica-steps per second')
+    print(f'{"network":12} {"sequential":>18} {"vmapped":>10} {"ratio":>7}')
     for name in args.networks.split(','):
         sequential, together = measure(name, args.replicas, args.steps, args.rounds)
         ratio = together / sequential

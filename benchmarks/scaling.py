@@ -1,4 +1,4 @@
-"""How the time of a training step grows, and what the loop around the steps adds to it."""
+"""Measures how the time of a training step scales, and the overhead of the training loop."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def measure(network: str, repeats: int) -> dict[str, list[dict]]:
-    """Tables by batch size, by number of training images, by devices; and the loop's cost."""
+    """Measures by batch size, number of images and number of devices, and the loop's overhead."""
     return {
         'by_batch': [
             child('step', network, batch, 1024, repeats) for batch in (16, 32, 64, 128, 256)
@@ -32,7 +32,7 @@ def measure(network: str, repeats: int) -> dict[str, list[dict]]:
 
 
 def by_devices(network: str, repeats: int) -> list[dict]:
-    """One program over 1, 2, 4, ... of the machine's GPUs, or of its cores as so many devices."""
+    """Measures one program on 1, 2, 4, ... GPUs, or CPU devices with one core each."""
     gpus = gpu().count(';') + 1 if gpu() else 0
     flag = '--xla_force_host_platform_device_count='
     return [
@@ -47,7 +47,7 @@ def by_devices(network: str, repeats: int) -> list[dict]:
 
 
 def child(what: str, *arguments, devices: int = 1, env: dict | None = None) -> dict:
-    """A measurement in a process of its own; a failure is a row too."""
+    """Runs a measurement in a separate process; a failure becomes a row with the reason."""
     done = subprocess.run(
         [sys.executable, '-m', 'benchmarks.scaling', what, *map(str, (*arguments, devices))],
         cwd=ROOT,
@@ -62,7 +62,7 @@ def child(what: str, *arguments, devices: int = 1, env: dict | None = None) -> d
 
 
 def synthetic_run(network: str, batch_size: int, images: int, devices: int, **overrides):
-    """A run on random images that lie on the device; 'tiny' is a network of one small layer."""
+    """Returns a trainer on random images on the device; 'tiny' is one small layer."""
     import jax
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
@@ -101,7 +101,7 @@ def synthetic_run(network: str, batch_size: int, images: int, devices: int, **ov
 
 
 def step(network: str, batch_size: int, images: int, repeats: int, devices: int) -> dict:
-    """Seconds of a training step, in calls of as many steps as a run on this machine makes."""
+    """Measures a training step, with the steps per call of a run on this machine."""
     import jax
 
     from nin_jax.train.step import train_steps
@@ -128,9 +128,9 @@ def step(network: str, batch_size: int, images: int, repeats: int, devices: int)
 
 
 def loop(network: str, batch_size: int, images: int, repeats: int, devices: int) -> dict:
-    """The training loop (metrics, records, a checkpoint in 50 steps) beside the bare program.
+    """Compares the training loop (metrics, a checkpoint every 50 steps) with the bare program.
 
-    In turns, on the same compiled program, without evaluations.
+    Both alternate and use the same compiled program, without evaluations.
     """
     import jax
 

@@ -1,6 +1,6 @@
-"""How long a user waits: for --help, for the first step of a run, for the data.
+"""Measures the time to --help, to the first step of a run, and to load the data.
 
-Every figure is of a process of its own, timed from outside, the median of several.
+Each measurement is the median over several separate processes, timed from outside.
 """
 
 import json
@@ -13,7 +13,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
-FIRST_STEP = {  # what is started; the data of all but the quickstart must be prepared
+FIRST_STEP = {  # name -> config; all except the quickstart need prepared data
     'quickstart': 'quickstart.py',
     'CIFAR-10, 512 images': 'cifar10.py:smoke',
     'CIFAR-10': 'cifar10.py',
@@ -21,16 +21,16 @@ FIRST_STEP = {  # what is started; the data of all but the quickstart must be pr
 
 
 def measure(repeats: int) -> list[dict]:
-    """Rows {'what', 'seconds': [...], 'median_s'} or {'what', 'failed'}."""
+    """Returns rows {'what', 'seconds': [...], 'median_s'} or {'what', 'failed'}."""
     rows = [row('--help', [seconds_of_help() for _ in range(repeats)])]
-    for name, page in FIRST_STEP.items():
+    for name, config in FIRST_STEP.items():
         cold, warm = [], []
         try:
             for _ in range(repeats):
                 with tempfile.TemporaryDirectory() as folder:
                     cache = pathlib.Path(folder) / 'cache'
-                    cold.append(seconds_to_first_step(page, pathlib.Path(folder) / 'cold', cache))
-                    warm.append(seconds_to_first_step(page, pathlib.Path(folder) / 'warm', cache))
+                    cold.append(seconds_to_first_step(config, pathlib.Path(folder) / 'cold', cache))
+                    warm.append(seconds_to_first_step(config, pathlib.Path(folder) / 'warm', cache))
         except RuntimeError as e:
             rows.append({'what': f'{name}: first step', 'failed': str(e)})
             continue
@@ -52,11 +52,11 @@ def seconds_of_help() -> float:
     return time.perf_counter() - start
 
 
-def seconds_to_first_step(page: str, workdir: pathlib.Path, cache: pathlib.Path) -> float:
-    """From the command to the first line of metrics, of a run of one step a call."""
+def seconds_to_first_step(config: str, workdir: pathlib.Path, cache: pathlib.Path) -> float:
+    """Returns seconds from the command to the first line of metrics, at one step per call."""
     command = [
         *(sys.executable, '-m', 'experiments.main'),
-        f'--config=experiments/configs/{page}',
+        f'--config=experiments/configs/{config}',
         f'--workdir={workdir}',
         '--config.train.duration=2steps',
         '--config.train.steps_per_call=1',
@@ -86,7 +86,7 @@ import sys, time
 from nin_jax.data import datasets
 start = time.perf_counter()
 images = datasets.load_arrays('cifar10', 'train+valid').images
-checksum = images[::1000].sum()  # the pages are read
+checksum = images[::1000].sum()  # reads the memory-mapped file
 print(time.perf_counter() - start, len(images))
 """
 _DECODE = """
@@ -100,7 +100,7 @@ print(time.perf_counter() - start, len(images))
 
 
 def data_rows(repeats: int) -> list[dict]:
-    """CIFAR-10's training images from the cache, and from TFDS one by one as a program would."""
+    """Measures loading of CIFAR-10's training images from the cache, and one by one from TFDS."""
     rows = []
     for what, program in (('from the cache', _LOAD), ('by tfds.data_source', _DECODE)):
         results = [

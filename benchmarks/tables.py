@@ -1,10 +1,10 @@
-"""The results as Markdown."""
+"""Formats the results as Markdown."""
 
 from benchmarks.throughput import MODES
 
 
-def page(results: dict) -> str:
-    """Everything measured, with what it was measured on."""
+def report(results: dict) -> str:
+    """Returns all results, with the conditions of the measurement."""
     peak_flops = ', '.join(
         f'{dtype} {rate / 1e9:,.0f}' for dtype, rate in results['peak_flops'].items()
     )
@@ -12,11 +12,11 @@ def page(results: dict) -> str:
     versions = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
     load = results['load_average_before'][0]
     parts = [
-        '# How fast',
+        '# Benchmark results',
         f'Made by `{results["command"]}` at commit {results["commit"]}, {results["time"]}; do not '
-        f'edit.\n{hardware}; {versions}; load average before: {load:.2f}.\nPeak, by a product of '
-        f'large matrices: {peak_flops} GFLOP/s. Ratios hold within a table, whose rows were '
-        'measured in turns.',
+        f'edit.\n{hardware}; {versions}; load average before: {load:.2f}.\nPeak of a product of '
+        f'large matrices: {peak_flops} GFLOP/s. Compare ratios within a table only; its rows were '
+        'measured in alternation.',
     ]
     groups: dict[tuple, list] = {}
     for row in results['throughput']:
@@ -30,7 +30,7 @@ def page(results: dict) -> str:
 
 
 def throughput(rows: list[dict], peak_flops: dict[str, float]) -> str:
-    """One network at one batch size: images/s, ratio to the best PyTorch of the same dtype, ..."""
+    """Returns the table of one network at one batch size."""
     cells = []
     for row in sorted(rows, key=lambda row: list(MODES).index(row['mode'])):
         name = [row['mode'], row['variant']]
@@ -90,11 +90,11 @@ def scaling(results: dict[str, list[dict]]) -> str:
                     f'{row["images_per_s"]:,.1f}',
                 ]
             )
-    head = ['by', 'batch', 'training images', 'devices', 'ms a step', 'images/s']
+    head = ['by', 'batch', 'training images', 'devices', 'ms per step', 'images/s']
     loops = [
         [
             f'{row["network"]}, batch {row["batch_size"]}',
-            f'{row["steps"]:,} of {row["steps_per_call"]} a call',
+            f'{row["steps"]:,}, {row["steps_per_call"]} per call',
             f'{row["bare_s"]:.2f}',
             f'{row["extra_ms_per_call"]:.2f}',
             f'{row["extra_share"]:.2%}',
@@ -103,10 +103,10 @@ def scaling(results: dict[str, list[dict]]) -> str:
         else [str(row['arguments']), row['failed'][:80], '', '', '']
         for row in results['loop']
     ]
-    loop_head = ['network', 'steps', 'bare program, s', 'loop adds, ms a call', 'share']
+    loop_head = ['network', 'steps', 'bare program, s', 'overhead, ms per call', 'share']
     return (
-        f'## How a step grows\n\n{table(head, cells)}\n\n## What the loop adds\n\n'
-        'Metrics, records and one checkpoint, beside the bare compiled program.\n\n'
+        f'## Scaling of a step\n\n{table(head, cells)}\n\n## Overhead of the loop\n\n'
+        'Metrics, records and one checkpoint, compared with the bare compiled program.\n\n'
         f'{table(loop_head, loops)}'
     )
 

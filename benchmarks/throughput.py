@@ -1,9 +1,9 @@
-"""Training and forward throughput, this code base and PyTorch side by side.
+"""Measures training and forward throughput of this code base and PyTorch.
 
-Every backend lives in a process of its own (so that peak memory and thread pools are its own)
-and they take turns, round after round, while the others sleep: what else the machine does hits all
-alike. The median round counts. Compilation and warm-up are timed apart. The peak is a product of
-two large matrices, the best of both libraries, in the same run and the same dtype.
+Each backend has its own process, and so its own peak memory and thread pool. The backends alternate
+in every round while the others sleep, so other load on the machine affects all of them alike. The
+median round is reported. Compilation and warm-up are timed separately. The peak is a product of two
+large matrices in the same dtype, with the faster of the two libraries.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ from functools import partial
 
 from benchmarks import backends
 
-VARIANTS = {  # name -> (dtype, function that builds it)
+VARIANTS = {  # name -> (dtype, build function)
     'ours': ('float32', backends.ours),
     'torch': ('float32', partial(backends.pytorch, channels_last=False, compiled=False)),
     'torch nhwc': ('float32', partial(backends.pytorch, channels_last=True, compiled=False)),
@@ -28,12 +28,12 @@ VARIANTS = {  # name -> (dtype, function that builds it)
         partial(backends.pytorch, channels_last=True, compiled=True),
     ),
 }
-MODES = {'train': 6, 'forward': 2}  # FLOP for each multiply-add of the forward pass
+MODES = {'train': 6, 'forward': 2}  # FLOPs per multiply-add of the forward pass
 
 
 def serve(pipe, variant: str, network: str, batch_size: int, steps: int) -> None:
-    """A backend's process: answers (mode, 'seconds') until told to stop."""
-    os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # leave the others some of the GPU
+    """The process of a backend: for each mode received, sends the seconds, until 'stop'."""
+    os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # the backends share the GPU's memory
     dtype, build = VARIANTS[variant]
     try:
         backend = build(network, dtype, batch_size, steps)
@@ -41,12 +41,12 @@ def serve(pipe, variant: str, network: str, batch_size: int, steps: int) -> None
             pipe.send(getattr(backend, mode)())
         pipe.send(backend.peak_memory())
     except Exception as e:
-        # A variant that the machine lacks (no C++ compiler for torch.compile, ...) is a row.
+        # A variant that cannot run (no C++ compiler for torch.compile, ...) becomes a row.
         pipe.send(f'{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ""}')
 
 
 def ask(pipe, question: str, seconds: float) -> float | str:
-    """The answer, or why there is none."""
+    """Returns the answer, or a reason if there is none."""
     try:
         pipe.send(question)
         return pipe.recv() if pipe.poll(seconds) else f'no answer in {seconds:.0f} s'
@@ -57,7 +57,7 @@ def ask(pipe, question: str, seconds: float) -> float | str:
 def measure(
     network: str, batch_size: int, variants: list[str], *, steps: int, rounds: int, limit: float
 ) -> list[dict]:
-    """Rows of results, one for each variant and mode; `limit` seconds to wait for an answer."""
+    """Returns one row per variant and mode; `limit` is the timeout per measurement in seconds."""
     context = multiprocessing.get_context('spawn')
     processes, pipes, rows = {}, {}, {}
     for variant in variants:
@@ -66,8 +66,8 @@ def measure(
             target=serve, daemon=True, args=(theirs, variant, network, batch_size, steps)
         )
         processes[variant].start()
-        theirs.close()  # so that a dead process ends the wait for its answer
-        for mode in MODES:  # one after the other: compilation is timed too
+        theirs.close()  # so that `recv` ends if the process dies
+        for mode in MODES:  # sequentially, because compilation is timed
             warm_up = ask(pipes[variant], mode, limit)
             rows[variant, mode] = dict(
                 network=network,

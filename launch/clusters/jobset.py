@@ -12,8 +12,8 @@ For a TPU slice on GKE, on spot capacity:
         cloud.google.com/gke-tpu-topology=4x4
 
 --claim is a PersistentVolumeClaim that all hosts can write to, mounted at /mnt/nin. A command with
---workdir is restarted as long as it makes progress (launch.attempts); any other, 20 times.
-Status 2 fails for good, and on a single host 1.
+--workdir is restarted while it makes progress (launch.attempts); other commands, up to 20 times.
+Exit status 2 is a permanent failure; on a single host, 1 is too.
 """
 
 import argparse
@@ -26,19 +26,19 @@ import sys
 from launch import attempts
 
 TEMPLATE = pathlib.Path(__file__).with_name('jobset.yaml')
-NAME = '[a-z]([-a-z0-9]{0,30}[a-z0-9])?'  # JobSet appends to it; a label has 63 characters
-FOR_GOOD = [2, 126, 127]  # a mistake; a command that cannot be run or is not there
+NAME = '[a-z]([-a-z0-9]{0,30}[a-z0-9])?'  # JobSet appends to it; a label has at most 63 characters
+PERMANENT = [2, 126, 127]  # a user error; the command is not executable or does not exist
 
 
 def main(argv: list[str]) -> int:
     at = argv.index('--') if '--' in argv else len(argv)
     args, command = make_parser().parse_args(argv[:at]), argv[at + 1 :]
     if not command:
-        return attempts.fail('a command is missing: write it behind --')
+        return attempts.fail('the command is missing: write it after --')
     for flag in ('name', 'namespace', 'queue'):
         value = getattr(args, flag)
         if value and not re.fullmatch(NAME, value):
-            return attempts.fail(f"--{flag}='{value}': use a-z, 0-9 and -, at most 32 of them")
+            return attempts.fail(f"--{flag}='{value}': use a-z, 0-9 and -, at most 32 characters")
     for pair in [args.chips, *args.select]:
         if not re.fullmatch('[^=]+=[^=]+', pair):
             return attempts.fail(f"'{pair}' is not of the form KEY=VALUE")
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         if not re.match('[A-Za-z_][A-Za-z0-9_]*=', pair):
             return attempts.fail(f"--env '{pair}' is not of the form NAME=VALUE")
     if args.hosts < 1 or not re.fullmatch('[1-9][0-9]*', args.chips.split('=')[1]):
-        return attempts.fail(f'--hosts={args.hosts} --chips={args.chips}: give 1 or more of each')
+        return attempts.fail(f'--hosts={args.hosts} --chips={args.chips}: both must be at least 1')
     print(string.Template(TEMPLATE.read_text()).substitute(fields(args, command)), end='')
     return 0
 
@@ -60,25 +60,25 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.error = lambda message: sys.exit(attempts.fail(message))
     add = parser.add_argument
-    add('--name', required=True, help='of the JobSet and its service account')
-    add('--image', required=True, help='built from launch/Dockerfile')
+    add('--name', required=True, help='name of the JobSet and its service account')
+    add('--image', required=True, help='container image, built from launch/Dockerfile')
     add('--claim', required=True, help='a PersistentVolumeClaim')
-    add('--hosts', type=int, default=1, help='pods, one per host')
+    add('--hosts', type=int, default=1, help='number of pods, one per host')
     add('--chips', required=True, help='RESOURCE=N per host')
-    add('--select', nargs='*', default=[], help='KEY=VALUE of the nodes to use')
-    add('--namespace', default='default', help='where all objects go')
-    add('--queue', default='', help="a LocalQueue of Kueue's")
+    add('--select', nargs='*', default=[], help='KEY=VALUE labels of the nodes to use')
+    add('--namespace', default='default', help='namespace of all objects')
+    add('--queue', default='', help='a LocalQueue of Kueue')
     add(
         '--exclusive',
-        help='node label whose value no other job shares; for TPUs the node pool, which is a slice',
+        help='node label for exclusive placement; for TPUs the node pool, which is one slice',
     )
-    add('--env', nargs='*', default=[], help='NAME=VALUE, environment of the command')
+    add('--env', nargs='*', default=[], help='NAME=VALUE environment variables')
     add('--secret', nargs='*', default=[], help='Secrets whose keys become environment variables')
     return parser
 
 
 def fields(args: argparse.Namespace, command: list[str]) -> dict[str, str]:
-    """What replaces the template's words, as JSON, which is YAML."""
+    """Returns the values for the template's placeholders, as JSON, which is valid YAML."""
     resource, chips = args.chips.split('=')
     exclusive = args.exclusive
     if exclusive is None and resource == 'google.com/tpu':
@@ -100,8 +100,8 @@ def fields(args: argparse.Namespace, command: list[str]) -> dict[str, str]:
         'image': args.image,
         'claim': args.claim,
         'hosts': args.hosts,
-        # Among several hosts, 1 may come from losing another.
-        'for_good': sorted([1, *FOR_GOOD] if args.hosts == 1 else FOR_GOOD),
+        # With several hosts, status 1 can be caused by the loss of another host.
+        'for_good': sorted([1, *PERMANENT] if args.hosts == 1 else PERMANENT),
         'select': dict(pair.split('=') for pair in args.select),
         'command': command,
         'env': [{'name': name, 'value': value} for name, value in env.items()],

@@ -63,9 +63,7 @@ class Attempts:
         try:
             self.beat(trial.number)
             trial.set_user_attr('worker', worker)
-        except (
-            optuna.exceptions.UpdateFinishedTrialError
-        ):  # marked as lost while this process slept
+        except optuna.exceptions.UpdateFinishedTrialError:  # marked as lost meanwhile
             return None
         number = trial.user_attrs.get('point')
         tries = [] if number is None else self.by_point()[number]
@@ -175,10 +173,8 @@ def account(every: list[list[FrozenTrial]]) -> str:
     outcomes = [outcome(tries) for tries in every]
     counts = ', '.join(f'{outcomes.count(o)} {o}' for o in OUTCOMES if o in outcomes)
     losses = [n for n in map(lost, every) if n]
-    summary = f'{len(every)} points: {counts}'
-    return summary + f'; workers lost: {sum(losses)}, over {len(losses)} of the points' * bool(
-        losses
-    )
+    text = f'{len(every)} points: {counts}'
+    return text + f'; workers lost: {sum(losses)}, over {len(losses)} of the points' * bool(losses)
 
 
 def best(every: list[list[FrozenTrial]]) -> FrozenTrial | None:

@@ -73,7 +73,7 @@ class RetryPolicy:
         return self.storage.scrub(text.splitlines()[0])
 
 
-def connect(storage: Storage, patience: RetryPolicy, grace: int = 60) -> optuna.storages.RDBStorage:
+def connect(storage: Storage, retry: RetryPolicy, grace: int = 60) -> optuna.storages.RDBStorage:
     """Connects to the database, and creates its tables if it is empty.
 
     Raises:
@@ -88,7 +88,7 @@ def connect(storage: Storage, patience: RetryPolicy, grace: int = 60) -> optuna.
     if not storage.url.startswith('sqlite'):
         options = {'pool_pre_ping': True, 'connect_args': {'connect_timeout': 10}}
     try:
-        return patience(
+        return retry(
             optuna.storages.RDBStorage,
             *(driver_url(storage.url), options),
             heartbeat_interval=beat_every(grace),

@@ -92,4 +92,4 @@ def test_the_command(tmp_path):
     results = json.loads(out.read_text())
     assert all(row['images_per_s'] > 0 for row in results['throughput'])
     assert {'startup', 'scaling', 'peak_flops', 'commit'} <= set(results)
-    assert '## What the loop adds' in out.with_suffix('.md').read_text()
+    assert '## Overhead of the loop' in out.with_suffix('.md').read_text()

@@ -1,7 +1,7 @@
-"""Layers of the networks that the paper compares itself with; NIN does not use them.
+"""Layers of the baselines that the paper compares with; NIN itself does not use them.
 
-Locally connected layers and response normalisation are those of Hinton et al. 2012 (section 4.6);
-maxout units those of Goodfellow et al. 2013; the fully connected head is that of table 5.
+Locally connected layers and local response normalization are from Hinton et al. 2012 (section 4.6),
+maxout units from Goodfellow et al. 2013. The fully connected head is that of table 5.
 """
 
 import jax
@@ -12,14 +12,14 @@ from nin_jax.errors import ConfigError
 
 
 def maxout(y_BHWC: jax.Array, pieces: int) -> jax.Array:
-    """The maximum over each group of `pieces` neighbouring channels."""
+    """Returns the maximum over each group of `pieces` adjacent channels."""
     return jnp.max(y_BHWC.reshape(*y_BHWC.shape[:-1], -1, pieces), axis=-1)
 
 
 def response_norm(
     x_BHWC: jax.Array, size: int = 9, alpha: float = 0.001, beta: float = 0.75
 ) -> jax.Array:
-    """Divides by (1 + alpha * sum of squares over `size` neighbouring channels) ** beta."""
+    """Divides by (1 + alpha * sum of squares over `size` adjacent channels) ** beta."""
     squares_BHWC = jnp.square(x_BHWC.astype(jnp.float32))
     padded = jnp.pad(squares_BHWC, ((0, 0), (0, 0), (0, 0), (size // 2, size - 1 - size // 2)))
     sums = sum(padded[..., i : i + x_BHWC.shape[-1]] for i in range(size))
@@ -27,9 +27,10 @@ def response_norm(
 
 
 class LocalConv(nnx.Module):
-    """A convolution with its own weights and biases at each position; stride 1, zero-padded.
+    """A locally connected layer: separate weights at each position; stride 1, zero-padded.
 
-    The image's size is part of the weights: kernel (H, W, k * k * C in, C out), bias (H, W, C out).
+    The parameters depend on the input's size: kernel (H, W, k * k * C in, C out) and bias
+    (H, W, C out).
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class LocalConv(nnx.Module):
         self.side, self.size, self.dtype = kernel, size, dtype
 
     def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
-        del training  # only Conv may normalize
+        del training  # only Conv has batch normalization
         check_size(x_BHWC, self.size, 'a locally connected layer')
         (height, width), pads = self.size, (self.side // 2,) * 2
         x_BHWC = jnp.pad(x_BHWC.astype(self.dtype), ((0, 0), pads, pads, (0, 0)))
@@ -67,7 +68,7 @@ class LocalConv(nnx.Module):
 
 
 class FullyConnected(nnx.Module):
-    """The head that global average pooling replaces: a weight for each pixel, map and class."""
+    """The fully connected head that global average pooling replaces (table 5)."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class FullyConnected(nnx.Module):
         self.size, self.dtype = (height, width), dtype
 
     def __call__(self, maps_BHWC: jax.Array) -> jax.Array:
-        """float32 logits_BK."""
+        """Returns float32 logits_BK."""
         check_size(maps_BHWC, self.size, 'a fully connected head')
         x_BI = maps_BHWC.reshape(maps_BHWC.shape[0], -1).astype(self.dtype)
         logits_BK = jnp.matmul(
@@ -96,10 +97,10 @@ class FullyConnected(nnx.Module):
 
 
 def check_size(x_BHWC: jax.Array, size: tuple[int, int], what: str) -> None:
-    """Raises ConfigError unless the maps have the size that `what` was made for."""
+    """Raises ConfigError unless the maps have the size that `what` requires."""
     if x_BHWC.shape[1:3] != size:
         raise ConfigError(
-            f'{what} was made for maps of {size[0]}x{size[1]}, these are '
-            f'{x_BHWC.shape[1]}x{x_BHWC.shape[2]}: give images of the size it was trained on, or '
-            'use a network of convolutions with model.head=gap, which takes any'
+            f'{what} requires maps of {size[0]}x{size[1]}, got '
+            f'{x_BHWC.shape[1]}x{x_BHWC.shape[2]}: use images of the size it was trained on, or '
+            'a convolutional network with model.head=gap, which accepts any size'
         )

@@ -1,8 +1,17 @@
-"""Network In Network: section 3 of the paper.
+"""Network In Network, section 3 of the paper.
 
-MLP convolution layer (section 3.1): a convolution followed by 1x1 convolutions, each with ReLU. It
-is a small multilayer perceptron that slides over the image. Global average pooling (section 3.2):
-the last mlpconv outputs one map per class, and the mean of each map is that class's logit.
+An mlpconv layer (section 3.1) slides a multilayer perceptron over the input. With the patch x_ij
+centered at pixel (i, j), and k the index of a feature map, it computes (equation 2)
+
+    f1_ijk = max(w1_k . x_ij  + b1_k, 0)
+    ...
+    fn_ijk = max(wn_k . fn-1_ij + bn_k, 0)
+
+The first layer is a convolution and the others are 1x1 convolutions: cascaded cross channel
+parametric pooling. Global average pooling (section 3.2) replaces the fully connected layers. The
+last mlpconv layer outputs one feature map per class, and the spatial mean of each map is the logit
+of its class. A network (section 3.3) is a stack of mlpconv layers, with pooling and dropout between
+them, and global average pooling on top.
 
 Array axes: B batch, H height, W width, C channels, K classes.
 """
@@ -28,20 +37,21 @@ POOLS = {
 
 
 class Conv(nnx.Module):
-    """A convolution with bias; zero-padded to keep the image's size if its stride is 1.
+    """A convolution with bias, zero-padded to the size of its input if the stride is 1.
 
-    With batch normalization, each channel is standardized before the bias is added: by the batch's
-    statistics in training, by their running averages in evaluation. The bias is the shift. There
-    is no scale, which the next layer's weights can absorb, so the number of parameters is the same.
+    Batch normalization, if any, is applied before the bias, which serves as its shift. It uses the
+    statistics of the batch in training and their running averages in evaluation. It has no scale,
+    because the next layer's weights can absorb one, so it adds no parameters.
 
     Args:
-      in_features, features: channels in and out.
-      kernel: side of the window.
+      in_features: number of input channels.
+      features: number of output channels.
+      kernel: side of the square kernel.
       init_std: standard deviation of the initial weights; None for He initialization.
-      stride: above 1, the convolution is not padded.
-      batch_norm: whether the output is normalized.
-      dtype: of the weights as they are used and of the output.
-      rngs: of the initial weights.
+      stride: stride in both directions; there is no padding if it is above 1.
+      batch_norm: whether to apply batch normalization.
+      dtype: dtype of the computation; the parameters are float32.
+      rngs: rngs for the initialization.
     """
 
     def __init__(
@@ -69,32 +79,32 @@ class Conv(nnx.Module):
         self.stride, self.dtype = stride, dtype
 
     def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
-        """The output before the nonlinearity, in `dtype`."""
+        """Returns the pre-activations (B, H, W, features), in `dtype`."""
         kernel = self.kernel[...].astype(self.dtype)
         padding = kernel.shape[0] // 2 if self.stride == 1 else 0
         y_BHWC = ops.conv2d(x_BHWC.astype(self.dtype), kernel, stride=self.stride, padding=padding)
         if self.norm is not None:
             y_BHWC = self.norm(y_BHWC.astype(jnp.float32), use_running_average=not training)
-        # Added in float32: the bias's gradient is a sum over all positions, too long for bfloat16.
+        # In float32, because the gradient of the bias sums over too many positions for bfloat16.
         return (y_BHWC + self.bias[...]).astype(self.dtype)
 
 
 class MLPConv(nnx.Module):
-    """The paper's MLP convolution layer: a convolution, then 1x1 convolutions, each with ReLU.
+    """The mlpconv layer: a convolution and 1x1 convolutions, each followed by a ReLU (section 3.1).
 
-    The 1x1 convolutions are the paper's cascaded cross channel parametric pooling, `cccp` in the
-    authors' files. Without any, this is a conventional convolutional layer: a generalized linear
-    model of each window (section 3.1).
+    The 1x1 convolutions are cascaded cross channel parametric pooling, `cccp` in the authors'
+    files. Without them, this is a conventional convolutional layer, a generalized linear model of
+    each patch. With `block.pieces` above 1, maxout units replace the ReLU.
 
     Args:
-      in_features: channels of the input.
-      block: a row of the layer table.
-      size: height and width of the input; needed if `block.local`.
-      batch_norm: whether to normalize before each ReLU.
-      class_maps: 'relu' or 'linear' if the last layer outputs the class maps, which are never
-        normalized and have a ReLU, as in the paper, or none; None for other layers.
+      in_features: number of input channels.
+      block: the row of the layer table.
+      size: height and width of the input; required if `block.local`.
+      batch_norm: whether to apply batch normalization before each activation function.
+      class_maps: if the last layer outputs the class maps, its activation: 'relu' (the paper's) or
+        'linear'. Class maps are not normalized. None for the other mlpconv layers.
       dtype: see `Conv`.
-      rngs: of the initial weights.
+      rngs: rngs for the initialization.
     """
 
     def __init__(
@@ -128,7 +138,7 @@ class MLPConv(nnx.Module):
         self.layers = nnx.Dict(layers)
 
     def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
-        """Activations of the last 1x1 convolution, float in `dtype`."""
+        """Returns the feature maps (B, H, W, features) of the last layer, in `dtype`."""
         for name in self.names:
             y_BHWC = self.layers[name](x_BHWC, training)
             if self.pieces > 1:
@@ -142,25 +152,28 @@ class MLPConv(nnx.Module):
 
 
 class NIN(nnx.Module):
-    """Stacked mlpconvs and global average pooling, or a fully connected head in its place.
+    """A stack of mlpconv layers with global average pooling (section 3.3).
+
+    Table 5 replaces global average pooling by a fully connected layer: see `fc_classes`.
 
     Args:
-      blocks: the layer table; the last row's last width is the number of classes (with a fully
-        connected head, any).
-      in_features: channels of the input image.
-      fc_classes: 0 for global average pooling; else a fully connected layer to so many classes
-        follows the last maps (table 5), its initial weights as the last row's.
-      fc_dropout: probability of dropping one of that layer's inputs.
-      image_size: height and width, needed by a fully connected head and by local blocks.
-      dropout_mode: 'inverted' scales the kept activations by 1 / (1 - p) in training (Caffe);
-        'convnet' leaves training unscaled and multiplies by 1 - p at test (the authors'
+      blocks: the layer table. With global average pooling, the last layer's number of features is
+        the number of classes.
+      in_features: number of channels of the images.
+      fc_classes: 0 for global average pooling; otherwise the number of outputs of a fully connected
+        head on the last maps, initialized like the last row of `blocks`.
+      fc_dropout: dropout rate of the inputs of the fully connected head.
+      image_size: height and width of the images; required by a fully connected head and by local
+        blocks.
+      dropout_mode: 'inverted' scales the kept activations by 1 / (1 - p) in training (Caffe).
+        'convnet' does not scale in training and multiplies by 1 - p in evaluation (the authors'
         cuda-convnet, PluginsSrc/include/extralayers.cuh).
-      norm: 'none', or 'batch': normalization before each ReLU but the class maps', see `Conv`.
-      class_maps: 'relu', the paper's, or 'linear': no ReLU on them.
-      class_bias: initial bias of the class maps. The paper's is 0, with which about half of the
-        maps are dead at first (below zero everywhere), and a plateau of epochs follows.
-      dtype: of activations and of the weights as they are used; parameters stay float32.
-      rngs: streams for the initial weights.
+      norm: 'none' or 'batch', see `Conv`; the class maps are not normalized.
+      class_maps: activation of the class maps: 'relu' (the paper's) or 'linear'.
+      class_bias: initial bias of the class maps. With the paper's 0, about half of the maps are
+        dead at initialization (negative everywhere), which causes a plateau of several epochs.
+      dtype: dtype of the computation; the parameters are float32.
+      rngs: rngs for the initialization.
     """
 
     def __init__(
@@ -205,8 +218,7 @@ class NIN(nnx.Module):
 
     @property
     def last_layer(self) -> tuple[str, ...]:
-        """Path, in the parameter tree, of the layer that outputs the class maps or, with a fully
-        connected head, the logits."""
+        """Path in the parameter tree of the layer that computes the class maps or the fc logits."""
         if self.fc is not None:
             return ('fc',)
         name = f'mlpconv{len(self.blocks)}'
@@ -219,21 +231,23 @@ class NIN(nnx.Module):
         *,
         training: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
-        """Scores a batch of images, of any size unless the head or a block has one of its own.
+        """Computes logits and class maps of images.
+
+        The images can have any size, unless the network has a fully connected head or local blocks.
 
         Args:
           x_BHWC: preprocessed images, float.
-          dropout_keys_B: one PRNG key per image, so that an image's dropout does not depend on the
-            other images of the batch; None for no dropout.
-          training: whether batch normalization uses the batch's own statistics.
+          dropout_keys_B: one PRNG key per image, so that the dropout of an image does not depend on
+            the rest of the batch; None for no dropout.
+          training: whether batch normalization uses the statistics of the batch.
 
         Returns:
-          float32 logits_BK, and class maps_BHWK in `dtype`. With global average pooling the logits
-          are the spatial means of the maps; with a fully connected head the maps have no class.
+          Float32 logits_BK, and class maps_BHWK in `dtype`. With global average pooling, the logits
+          are the spatial means of the maps. With a fully connected head, the maps do not correspond
+          to classes.
 
         Raises:
-          ConfigError: the images have a size that a fully connected head or a local block cannot
-            take.
+          ConfigError: the size of the images does not fit a fully connected head or a local block.
         """
         for i, block in enumerate(self.blocks, start=1):
             mlpconv = self.mlpconvs[f'mlpconv{i}']
@@ -253,15 +267,15 @@ class NIN(nnx.Module):
 
 
 def apply(model: nnx.GraphDef, weights: dict, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The network in evaluation as a pure function, for jit or grad.
+    """Applies the network in evaluation mode, as a pure function for jit and grad.
 
     Args:
-      model: its structure, `nnx.graphdef` of a NIN.
+      model: structure of the network, the `nnx.graphdef` of a NIN.
       weights: parameters and running averages in one nested dict.
       x_BHWC: preprocessed images, float.
 
     Returns:
-      float32 logits_BK and class maps_BHWK.
+      Float32 logits_BK and class maps_BHWK.
     """
     return run(nnx.merge(model, nnx.State(weights)), x_BHWC)
 
@@ -269,30 +283,30 @@ def apply(model: nnx.GraphDef, weights: dict, x_BHWC: jax.Array) -> tuple[jax.Ar
 def run(
     network: NIN, x_BHWC: jax.Array, dropout_keys_B: jax.Array | None = None, training: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Calls a network without keeping the intermediate activations that its modules sow."""
+    """Calls a network and discards the intermediate activations that its modules sow."""
     forward: Any = nnx.capture(network)
     return forward(x_BHWC, dropout_keys_B, training=training)
 
 
 def global_average_pooling(maps_BHWK: jax.Array) -> jax.Array:
-    """Mean over each class map, in float32: the logits_BK (section 3.2)."""
+    """Returns the spatial mean of each class map as float32 logits_BK (section 3.2)."""
     return jnp.mean(maps_BHWK, axis=(1, 2), dtype=jnp.float32)
 
 
 def pooled_size(size: tuple[int, int], pool: str) -> tuple[int, int]:
-    """Output height and width of an entry of POOLS for an image of `size`."""
+    """Returns the output height and width of an entry of POOLS for an input of `size`."""
     shape = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
     _, height, width, _ = jax.eval_shape(POOLS[pool], shape).shape
     return height, width
 
 
 def block_size(size: tuple[int, int], block: Block) -> tuple[int, int]:
-    """Output height and width of a block for an image of `size`."""
+    """Returns the output height and width of a block for an input of `size`."""
     return pooled_size(conv_size(size, block), block.pool)
 
 
 def conv_size(size: tuple[int, int], block: Block) -> tuple[int, int]:
-    """Output height and width of a block's convolutions for an image of `size`."""
+    """Returns the output height and width of a block's convolutions for an input of `size`."""
     if block.stride == 1:
         return size
     height, width = ((side - block.kernel) // block.stride + 1 for side in size)
@@ -304,11 +318,11 @@ def _fold_in(keys_B: jax.Array | None, layer: int) -> jax.Array | None:
 
 
 def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, *, mode: str) -> jax.Array:
-    """Drops each activation with probability `rate` (section 4.1); without keys, evaluates.
+    """Drops each activation with probability `rate` (section 4.1).
 
     Args:
       x: activations with a leading batch axis.
-      rate: from 0 to below 1; rounded to a multiple of 2**-16, as 16 random bits decide.
+      rate: dropout rate in [0, 1), rounded to a multiple of 2**-16 (16 random bits per activation).
       keys_B: one PRNG key per image; None in evaluation.
       mode: 'inverted' or 'convnet', see `NIN`.
     """
@@ -322,6 +336,6 @@ def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, *, mode: str) -
 
 
 def count_parameters(params: dict) -> int:
-    """Number of trained scalars in a tree; the averages of batch normalization do not count."""
+    """Returns the number of trainable parameters, without the averages of batch normalization."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return sum(leaf.size for path, leaf in leaves if path[-2].key != 'norm')

@@ -1,15 +1,15 @@
-"""Convolution and pooling as Network In Network needs them, with a CPU path that trains fast.
+"""Convolution and pooling for Network In Network, with fast training on CPUs.
 
-On a GPU or TPU these are XLA's own operations. XLA's CPU backend runs three of them badly: the
-weight gradient of a convolution (very badly inside `lax.scan`), the 1x1 convolution, and the
-gradient of max pooling. On the CPU those become matrix products and elementwise selections, and
-convolutions of 3x3 and 5x5 between many channels take Winograd's form (`winograd.py`);
-`benchmarks/NOTES.md` has the measurements. The results agree to float tolerance: 1e-6 of the
-largest value, 1e-5 for a 5x5 kernel. Any `precision` but None asks for the direct form. On the CPU
-bfloat16 is computed in float32 and rounded once, at the end: XLA's products of bfloat16 are slower.
+On GPUs and TPUs, these are XLA's operations. XLA's CPU backend is slow for three of them: the
+kernel gradient of a convolution (especially inside `lax.scan`), the 1x1 convolution, and the
+gradient of max pooling. On CPUs they are computed as matrix products and elementwise selections.
+3x3 and 5x5 convolutions between many channels use Winograd's algorithm (`winograd.py`), unless
+`precision` is set. `benchmarks/NOTES.md` has the measurements. The results agree with XLA's up to
+1e-6 of the largest value, 1e-5 for a 5x5 kernel. On CPUs, bfloat16 inputs are computed in float32
+and rounded once at the end, because XLA's bfloat16 products are slower.
 
-The choice is made when a program is lowered, by the platform it is lowered for: one compiled on a
-CPU for a TPU, or exported for several platforms, is right on each.
+`lax.platform_dependent` selects the implementation for the platform that a program is lowered for.
+So a program that is compiled on a CPU for a TPU, or exported for several platforms, is correct.
 """
 
 from collections.abc import Callable
@@ -44,10 +44,19 @@ def conv2d(
     padding: int = 0,
     precision: lax.PrecisionLike = None,
 ) -> jax.Array:
-    """2-D convolution (cross-correlation, no bias) with symmetric zero padding.
+    """2-D convolution (cross-correlation) without bias, with symmetric zero padding.
 
-    x is (batch, height, width, channels in) and the kernel (height, width, in, out), of one
-    dtype (float32 or bfloat16), which is also the result's. Reverse-mode differentiable.
+    Supports reverse-mode differentiation.
+
+    Args:
+      x_BHWC: images, float32 or bfloat16.
+      kernel_HWIO: kernel (height, width, channels in, channels out), of the same dtype.
+      stride: stride in both directions.
+      padding: number of zeros on each side.
+      precision: see `jax.lax.Precision`; any value but None disables Winograd's algorithm.
+
+    Returns:
+      The convolution (B, H out, W out, channels out), in the inputs' dtype.
     """
     return _conv(x_BHWC, kernel_HWIO, stride, padding, precision)
 
@@ -90,7 +99,7 @@ def _conv_backward(
         conv = partial(_lax_conv, **settings)
         return jax.vjp(conv, x_BHWC, kernel_HWIO)[1](grad_BHWO)[argument]
 
-    # Two separate choices: the input gradient of a first layer is dropped as dead code.
+    # Two separate choices, so that XLA can eliminate the unused input gradient of a first layer.
     return tuple(
         _choose(
             *saved,
@@ -106,7 +115,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _in_float32(function: Callable[..., jax.Array], settings: dict) -> Callable[..., jax.Array]:
-    """The function on arrays made float32 at least; its result gets their own dtype back."""
+    """Wraps `function` to compute in float32 (or wider) and return the inputs' dtype."""
 
     def computed(*arrays: jax.Array) -> jax.Array:
         dtype = arrays[0].dtype
@@ -161,8 +170,8 @@ def _input_gradient(
         conv = partial(_lax_conv, stride=stride, padding=padding, precision=precision)
         _, transpose = jax.vjp(lambda x: conv(x, kernel_HWIO), x_BHWC)
         return transpose(grad_BHWO)[0]
-    # A forward convolution with the flipped kernel. The barrier keeps XLA from folding the flip
-    # back into the gradient form that it is slow at.
+    # A forward convolution with the flipped kernel. The barrier prevents XLA from folding the flip
+    # into its slow gradient convolution.
     flipped_HWOI = lax.optimization_barrier(kernel_HWIO[::-1, ::-1].swapaxes(2, 3))
     pads = [size - 1 - padding for size in kernel_HWIO.shape[:2]]
     if pads[0] == pads[1]:
@@ -202,7 +211,7 @@ def _kernel_gradient_by_patches(
     padding: int,
     precision: lax.PrecisionLike,
 ) -> jax.Array:
-    """Sum over chunks of images of patches^T @ output gradient."""
+    """Computes patches^T @ output gradient, summed over chunks of images."""
     kernel_size = kernel_HWIO.shape[:2]
     batch, out_height, out_width, features = grad_BHWO.shape
     columns = int(np.prod(kernel_HWIO.shape[:3]))
@@ -234,7 +243,7 @@ def _kernel_gradient_by_patches(
 def _patches(
     x_BHWC: jax.Array, kernel_size: tuple[int, ...], stride: int, padding: int
 ) -> jax.Array:
-    """The receptive field of every output pixel: (B, H out, W out, kernel H * kernel W * C)."""
+    """Returns the patch of every output pixel: (B, H out, W out, kernel H * kernel W * C)."""
     pads = (padding, padding)
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), pads, pads, (0, 0)))
     rows, cols = (
@@ -252,7 +261,7 @@ def _patches(
 
 
 def _strided(x_BHWC: jax.Array, dy: int, dx: int, rows: int, cols: int, stride: int) -> jax.Array:
-    """Every stride-th pixel from (dy, dx) on: (B, rows, cols, C)."""
+    """Returns every `stride`-th pixel, starting at (dy, dx): (B, rows, cols, C)."""
     return x_BHWC[
         :, dy : dy + (rows - 1) * stride + 1 : stride, dx : dx + (cols - 1) * stride + 1 : stride
     ]
@@ -262,11 +271,11 @@ def _strided(x_BHWC: jax.Array, dy: int, dx: int, rows: int, cols: int, stride: 
 
 
 def max_pool(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
-    """Max pooling with Caffe's and cuda-convnet's output size, ceil((H - window) / stride) + 1.
+    """Max pooling with the output size of Caffe and cuda-convnet, ceil((H - window) / stride) + 1.
 
-    Windows that overhang the bottom or right border see only the pixels inside the image
-    (cuda-convnet's layer.py `outputsX`; Caffe's pooling_layer.cpp). The gradient of tied
-    maxima goes to the first of them in row-major order, as in Caffe and PyTorch.
+    Windows that extend beyond the bottom or right border use only the pixels inside the image
+    (cuda-convnet's layer.py `outputsX`; Caffe's pooling_layer.cpp). If several pixels have the
+    maximum, the first one in row-major order receives the gradient, as in Caffe and PyTorch.
     """
     return _max_pool(x_BHWC, window, stride)
 
@@ -277,7 +286,7 @@ def _max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
 
 
 def _max_pool_forward(x_BHWC: jax.Array, window: int, stride: int) -> tuple[jax.Array, tuple]:
-    """The maxima, and what the gradient needs: the image, or on a CPU the maxima's positions."""
+    """Returns the maxima and the residuals: the input and, on CPUs, the positions of the maxima."""
 
     def xla(x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         y_BHWC = _xla_max_pool(x_BHWC, window, stride)
@@ -321,7 +330,7 @@ def _max_and_position(x_BHWC: jax.Array, window: int, stride: int) -> tuple[jax.
     best, position = pixels[0], jnp.zeros(pixels[0].shape, dtype)
     for index, pixel in enumerate(pixels[1:], 1):
         position = jnp.where(pixel > best, dtype.type(index), position)
-        best = jnp.maximum(best, pixel)  # unlike a where on the comparison, keeps NaN
+        best = jnp.maximum(best, pixel)  # propagates NaN, unlike `where`
     return best, position
 
 
@@ -330,8 +339,8 @@ def _position_dtype(window: int) -> np.dtype:
 
 
 def avg_pool(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
-    """Average pooling over the windows of `max_pool`; divides by the pixels inside the image."""
-    pixels = []  # inside the image, for each window along one axis
+    """Average pooling over the windows of `max_pool`, over the pixels inside the image only."""
+    pixels = []  # number of pixels inside the image, for each window along one axis
     for size in x_BHWC.shape[1:3]:
         starts = np.arange(_out_size(size, window, stride)) * stride
         pixels.append(np.minimum(starts + window, size) - starts)
@@ -341,11 +350,11 @@ def avg_pool(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
 
 def _out_size(size: int, window: int, stride: int) -> int:
     ceil_mode = max(-(-(size - window) // stride), 0) + 1
-    return min(ceil_mode, (size - 1) // stride + 1)  # every window starts inside the image
+    return min(ceil_mode, (size - 1) // stride + 1)  # every window must start inside the image
 
 
 def _overhang(x_BHWC: jax.Array, window: int, stride: int) -> list[tuple[int, int]]:
-    """Padding config that completes the last window of each axis (bottom and right only)."""
+    """Returns the padding that completes the last window of each axis (bottom and right)."""
     return [
         (0, 0),
         *(
@@ -357,7 +366,7 @@ def _overhang(x_BHWC: jax.Array, window: int, stride: int) -> list[tuple[int, in
 
 
 def _window_pixels(x_BHWC: jax.Array, fill: float, window: int, stride: int) -> list[jax.Array]:
-    """The window's pixels as `window * window` arrays of the output's shape, in row-major order."""
+    """Returns the pixels of each window as `window**2` arrays of the output's shape, row-major."""
     rows, cols = (_out_size(size, window, stride) for size in x_BHWC.shape[1:3])
     x_BHWC = jnp.pad(x_BHWC, _overhang(x_BHWC, window, stride), constant_values=fill)
     return [
@@ -368,7 +377,7 @@ def _window_pixels(x_BHWC: jax.Array, fill: float, window: int, stride: int) -> 
 def _spread(
     pixel_grads: list[jax.Array], image_size: tuple[int, ...], window: int, stride: int
 ) -> jax.Array:
-    """Transpose of `_window_pixels`: adds each pixel's gradient where the pixel came from."""
+    """Transpose of `_window_pixels`: adds each pixel's gradient at the pixel's position."""
     rows = [
         _interleave(pixel_grads[dy * window : (dy + 1) * window], 2, image_size[1], stride)
         for dy in range(window)
@@ -377,10 +386,10 @@ def _spread(
 
 
 def _interleave(parts: list[jax.Array], axis: int, size: int, stride: int) -> jax.Array:
-    """Puts parts[d] at positions d, d + stride, d + 2 * stride, ... of an axis and adds them up.
+    """Adds parts[d] at positions d, d + stride, d + 2 * stride, ... of an axis.
 
-    Positions of one residue modulo stride hold parts residue, residue + stride, ... only, each
-    shifted by one from the last: dense sums, unlike the scatter that XLA would make of this.
+    The positions with residue r modulo `stride` receive parts r, r + stride, ..., each shifted by
+    one from the previous. These are dense sums, which are faster than XLA's scatter.
     """
 
     def pad(array: jax.Array, before: int, after: int) -> jax.Array:

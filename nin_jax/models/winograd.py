@@ -1,16 +1,17 @@
-"""Winograd's minimal filtering: 3x3 and 5x5 convolutions in fewer multiplications, for a CPU.
+"""Winograd's minimal filtering for CPUs: 3x3 and 5x5 convolutions with fewer multiplications.
 
-A row of m outputs of a convolution with r taps needs m + r - 1 = t products instead of m * r: the
-t inputs and the r taps are polynomials, multiplied by their values at t points (Toom-Cook), and
+A row of m outputs of a convolution with r taps needs t = m + r - 1 products instead of m * r. The
+inputs and the taps are coefficients of polynomials, which are multiplied by their values at t
+points (Toom-Cook):
 
     y = A^T [(G w) * (B^T x)]
 
-(Winograd 1980; Lavin and Gray, arXiv 1509.09308). In two dimensions each matrix acts on rows, then
-on columns, and the products over channels become t * t matrix products. Square kernels, stride 1,
-zero padding that keeps the image's size, float32.
+(Winograd 1980; Lavin and Gray, arXiv 1509.09308). In two dimensions, each matrix is applied to rows
+and then to columns, and the products over channels become t * t matrix products. Supported are
+square kernels, stride 1, same padding and float32.
 
-Axes beside model.py's: T a point (one for rows, one for columns), N a tile of m x m outputs, m an
-output of a tile.
+Axes in addition to those of nin.py: T a point (one axis for rows, one for columns), N a tile of
+m x m outputs, m an output within a tile.
 """
 
 import functools
@@ -20,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Outputs a tile by the kernel's side: more save more products and lose more digits.
+# Outputs per tile and axis, by kernel size. More outputs save products but lose precision.
 _OUTPUTS = {3: 2, 5: 4}
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity
 
 
 def suits(x_BHWC: jax.Array, kernel_HWIO: jax.Array, stride: int, padding: int) -> bool:
-    """Whether `conv` can take a convolution's place, and is faster."""
+    """Whether `conv` supports a convolution and is faster than the direct form."""
     height, width, inputs, outputs = kernel_HWIO.shape
     return (
         height == width
@@ -39,7 +40,7 @@ def suits(x_BHWC: jax.Array, kernel_HWIO: jax.Array, stride: int, padding: int) 
 
 @functools.cache
 def matrices(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A^T (m, t), G (t, r) and B^T (t, t), from the points; B^T has short binary fractions."""
+    """Returns A^T (m, t), G (t, r) and B^T (t, t); the entries of B^T are short binary fractions."""
     points = np.array(_POINTS[: outputs + taps - 2])
     others = [np.delete(points, i) for i in range(len(points))]
     scale = np.array([np.prod(p - rest) for p, rest in zip(points, others, strict=True)])
@@ -51,12 +52,12 @@ def matrices(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def conv(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
-    """The convolution: (batch, height, width, channels out)."""
+    """Returns the convolution with same padding: (batch, height, width, channels out)."""
     batch, height, width, _ = x_BHWC.shape
     m = _OUTPUTS[len(kernel_HWIO)]
     at_mt, g_tr, _ = matrices(m, len(kernel_HWIO))
     x_TTBNNC, kernel_TTCO = _tiles(x_BHWC, len(kernel_HWIO)), _both(g_tr, kernel_HWIO)
-    # A product at a time: XLA's CPU backend takes twice as long over one batched product.
+    # Separate products: one batched product takes twice as long on XLA's CPU backend.
     y_TTBNNO = [
         [x @ k for x, k in zip(*row, strict=True)] for row in _columns(x_TTBNNC, kernel_TTCO)
     ]
@@ -67,7 +68,7 @@ def conv(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
 
 
 def kernel_gradient(x_BHWC: jax.Array, grad_BHWO: jax.Array, taps: int) -> jax.Array:
-    """Gradient of `conv` for its kernel, (taps, taps, channels in, out)."""
+    """Returns the gradient of `conv` with respect to its kernel (taps, taps, in, out)."""
     m = _OUTPUTS[taps]
     at_mt, g_tr, _ = matrices(m, taps)
     batch, height, width, _ = grad_BHWO.shape
@@ -86,7 +87,7 @@ def kernel_gradient(x_BHWC: jax.Array, grad_BHWO: jax.Array, taps: int) -> jax.A
 
 
 def _tiles(x_BHWC: jax.Array, taps: int) -> jax.Array:
-    """B^T x B of every tile's t x t inputs; neighbouring tiles share r - 1 rows and columns."""
+    """Returns B^T x B of the t x t inputs of every tile; adjacent tiles overlap by r - 1."""
     m = _OUTPUTS[taps]
     t, before = m + taps - 1, taps // 2
     b_tt = matrices(m, taps)[2]
@@ -98,22 +99,22 @@ def _tiles(x_BHWC: jax.Array, taps: int) -> jax.Array:
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), *pads, (0, 0)))
     spans = [slice(i, None) for i in range(t)]
     rows = [x_BHWC[:, s][:, : tiles[0] * m : m] for s in spans]
-    # The barriers keep XLA from computing the first pass again for each result of the second.
+    # The barriers prevent XLA from recomputing the first pass for each result of the second.
     x_TBNWC = lax.optimization_barrier(_mix(b_tt, rows, axis=0))
     cols = [x_TBNWC[:, :, :, s][:, :, :, : tiles[1] * m : m] for s in spans]
     return _mix(b_tt, cols, axis=1)
 
 
 def _columns(*arrays: jax.Array):
-    """The arrays' values, column of points by column: a pair of lists over the points of rows."""
+    """Yields, for each column of points, one list per array over the points of the rows."""
     for t in range(arrays[0].shape[1]):
         yield [[array[s, t] for s in range(len(array))] for array in arrays]
 
 
 def _mix(matrix: np.ndarray, arrays: list[jax.Array], axis: int) -> jax.Array:
-    """Stacks, along a new axis, the weighted sum of the arrays that each row of a matrix asks for.
+    """Multiplies a matrix with a list of arrays; stacks the results along a new axis.
 
-    Written out, as most weights are 0, 1 or -1 and the arrays are too many for the cache.
+    The sums are unrolled because most weights are 0, 1 or -1 and the arrays exceed the cache.
     """
     sums = []
     for row in matrix:
@@ -127,6 +128,6 @@ def _mix(matrix: np.ndarray, arrays: list[jax.Array], axis: int) -> jax.Array:
 
 
 def _both(matrix: np.ndarray, kernel: jax.Array) -> jax.Array:
-    """A matrix applied to a kernel's first two axes."""
+    """Applies a matrix to the first two axes of a kernel."""
     half = lax.optimization_barrier(_mix(matrix, list(kernel), axis=0))
     return _mix(matrix, [half[:, i] for i in range(half.shape[1])], axis=1)

@@ -40,7 +40,7 @@ def suits(x_BHWC: jax.Array, kernel_HWIO: jax.Array, stride: int, padding: int) 
 
 @functools.cache
 def matrices(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns A^T (m, t), G (t, r) and B^T (t, t); the entries of B^T are short binary fractions."""
+    """Returns A^T (m, t), G (t, r) and B^T (t, t); B^T is exact in binary floating point."""
     points = np.array(_POINTS[: outputs + taps - 2])
     others = [np.delete(points, i) for i in range(len(points))]
     scale = np.array([np.prod(p - rest) for p, rest in zip(points, others, strict=True)])

@@ -141,7 +141,7 @@ class Bench:
         }
 
     def _read(self, folder: pathlib.Path) -> dict:
-        from experiments.report import results
+        from experiments.report import records
         from nin_jax import commands
         from nin_jax.pretrained import trained
 
@@ -151,7 +151,7 @@ class Bench:
         images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28, 1)
         looked_at = run.score(images)[0].tobytes(), run.class_names, run.step
         status = commands.train(self.config, folder, 'python -m experiments.main')
-        record = results.load(folder)[0]
+        record = records.load(folder)[0]
         kept = ('final_error', 'best_error', 'best_step', 'epochs', 'seed', 'config', 'parameters')
         return {
             'summary': summary_of(folder),

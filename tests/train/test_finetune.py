@@ -10,7 +10,7 @@ import pytest
 
 from nin_jax import commands
 from nin_jax.config import block
-from nin_jax.data import datasets
+from nin_jax.data import catalog, datasets
 from nin_jax.errors import CheckpointError, ConfigError
 from nin_jax.pretrained import trained
 from nin_jax.runs.checkpoint import digest
@@ -81,10 +81,10 @@ def test_without_init_weights_nothing_changes():
 @pytest.fixture
 def two_classes(monkeypatch):
     """The embedded digits as a dataset of another number of classes: even and odd."""
-    digits = datasets.DATASETS['mnist_subset']
+    digits = catalog.DATASETS['mnist_subset']
     parity = dataclasses.replace(digits, num_classes=2)
-    monkeypatch.setitem(datasets.DATASETS, 'parity', parity)
-    read = datasets._read_embedded
+    monkeypatch.setitem(catalog.DATASETS, 'parity', parity)
+    read = datasets._read_bundled
 
     def read_parity(name, dataset, parts):
         arrays, names = read('mnist_subset', digits, parts)
@@ -93,7 +93,7 @@ def two_classes(monkeypatch):
             names = ('even', 'odd')
         return arrays, names
 
-    monkeypatch.setattr(datasets, '_read_embedded', read_parity)
+    monkeypatch.setattr(datasets, '_read_bundled', read_parity)
 
 
 def test_a_frozen_backbone_stays_as_it_was(source, weights, two_classes, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from nin_jax.data import cache, datasets
+from nin_jax.data import cache, catalog, datasets
 from nin_jax.data.catalog import DATASETS
 from nin_jax.data.datasets import load_arrays
 from nin_jax.errors import ConfigError, DataError

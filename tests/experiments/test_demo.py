@@ -115,7 +115,7 @@ def test_top1_and_probability_are_those_of_predict(page, digits, tmp_path):
             paper.paste(picture, ((53) // 2, 0))
             picture = paper
         picture.save(tmp_path / f'{i}.png')
-        seen = figures.look(network, np.asarray(picture))
+        seen = figures.predict(network, np.asarray(picture))
         page.set_input_files('#file', tmp_path / f'{i}.png')
         assert answer(page) == network.class_names[seen.ranking[0]]
         shares = page.locator('#classes .fill').evaluate_all('f => f.map(e => e.style.width)')

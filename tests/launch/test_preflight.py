@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from launch.preflight import analysis
-from nin_jax.data import datasets
+from nin_jax.data import catalog, datasets
 from nin_jax.errors import UserError
 from nin_jax.plan import make_plan
 from tests.helpers import ROOT, TINY_PAGE, assemble, load_page, run_process, tiny_config

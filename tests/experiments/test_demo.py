@@ -117,11 +117,11 @@ def test_top1_and_probability_are_those_of_predict(page, digits, tmp_path):
         picture.save(tmp_path / f'{i}.png')
         seen = figures.predict(network, np.asarray(picture))
         page.set_input_files('#file', tmp_path / f'{i}.png')
-        assert answer(page) == network.class_names[seen.ranking[0]]
+        assert answer(page) == seen.ranking[0][0]
         shares = page.locator('#classes .fill').evaluate_all('f => f.map(e => e.style.width)')
-        expected = 100 * seen.probabilities_K[seen.ranking[:5]]
+        expected = 100 * seen.probabilities_K[seen.order_K[:5]]
         np.testing.assert_allclose([float(s.rstrip('%')) for s in shares], expected, atol=1)
-        right += seen.ranking[0] == labels[i]
+        right += seen.order_K[0] == labels[i]
     assert right >= 8  # a network that knows nothing could agree with itself
 
 

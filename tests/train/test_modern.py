@@ -527,7 +527,7 @@ def overrides(flags: tuple[str, ...]) -> dict[str, object]:
 
 @pytest.mark.parametrize('recipe', ablate.SWITCHES)
 def test_each_ablation_sets_one_switch_back(recipe):
-    """To what the paper's run does; the rest of the recipe is numbers, which go with the switches."""
+    """The modern recipe's to what the paper's run does."""
     paper, changed = (flatten(load_page('cifar10', v)) for v in ('', recipe))
     runs, switches = ablate.runs_of(recipe), set()
     for name, (config, *back) in runs.items():

@@ -308,7 +308,6 @@ PICTURES = [
         (encoded(NOISE.convert('P'), 'PCX'),),
     )
 ] + [
-    Case(PREDICT, ('{tmp}/a.png',), '--workdir'),
     Case(PREDICT, ('--workdir={run}',), 'picture'),
     Case(PREDICT, ('--workdir={run}', '{tmp}/absent.png'), '{tmp}/absent.png'),
     Case(PREDICT, ('--workdir={run}', '{tmp}'), '{tmp}'),
@@ -324,7 +323,7 @@ PICTURES = [
     Case(
         PREDICT,
         ('--workdir={tmp}', '{tmp}/a.png'),
-        ('{tmp}', 'config.json'),
+        '{tmp}',
         files={'a.png': encoded(NOISE, 'PNG')},
     ),
     Case(VISUALIZE, (), '--workdir'),

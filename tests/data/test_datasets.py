@@ -264,6 +264,7 @@ def test_mnist_is_in_official_order(archives, data_dir):
         np.testing.assert_array_equal(ours.labels, labels)
 
 
+@pytest.mark.processes
 def test_a_cache_is_rebuilt_in_a_fresh_process(data_dir, tmp_path):
     (tmp_path / 'mnist').symlink_to(f'{data_dir}/mnist')
     code = (
@@ -276,6 +277,7 @@ def test_a_cache_is_rebuilt_in_a_fresh_process(data_dir, tmp_path):
     np.testing.assert_array_equal(rebuilt.labels, before.labels)
 
 
+@pytest.mark.processes
 def test_cifar10_is_in_official_order(archives, data_dir):
     path = archives / 'cifar10' / 'cifar-10-binary.tar.gz'
     names = [f'cifar-10-batches-bin/data_batch_{k}.bin' for k in range(1, 6)]
@@ -300,6 +302,7 @@ def test_cifar10_is_in_official_order(archives, data_dir):
     ]
 
 
+@pytest.mark.processes
 def test_cifar100_uses_fine_labels_in_official_order(archives, data_dir):
     path = archives / 'cifar100' / 'cifar-100-binary.tar.gz'
     labels, images = read_cifar(path, ['cifar-100-binary/test.bin'], 2)

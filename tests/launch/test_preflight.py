@@ -129,7 +129,7 @@ ENTRY %main (p: u8[9000], q: s32[]) -> f32[5] {
 def test_gradients_of_four_devices_are_summed_once():
     """In a process of its own, as the number of devices is fixed when JAX starts."""
     code = (
-        'import json; from tests.helpers import tiny_config; from nin_jax import preflight;'
+        'import json; from tests.helpers import tiny_config; from launch.preflight import analysis;'
         "r = analysis.report(tiny_config(), 'local');"
         'print(json.dumps([r.chips, r.flops, r.model_flops, r.collectives]))'
     )

@@ -209,7 +209,7 @@ def tiny(kind: str) -> ConfigDict:
         config.model.head, config.model.head_dropout = 'fc', 0.5
         widths = (16, 16, 16)
         config.model.blocks = rows(
-            block(widths, 5, pool='max', init_std=()), block(widths, 3, 'max', init_std=())
+            block(widths, 5, pool='max', init_std=()), block(widths, 3, pool='max', init_std=())
         )
     elif kind == 'hinton':
         config.optim.lr = 0.05

@@ -354,7 +354,7 @@ def test_predict_a_folder_as_json(workdir, tmp_path):
 @pytest.mark.parametrize(
     ('module', 'words', 'sentence'),
     [
-        ('predict', ['photo.png'], '--workdir is missing'),
+        ('predict', ['photo.png'], 'No such file'),
         ('predict', ['--workdir={run}'], 'name a picture'),
         ('predict', ['--workdir={run}', '{run}/config.json'], 'is not a picture this can read'),
         ('predict', ['--workdir={run}', 'a.png', 'b.png', '--heatmap=c.png'], 'for one picture'),
@@ -362,7 +362,7 @@ def test_predict_a_folder_as_json(workdir, tmp_path):
         ('predict', ['--workdir={run}', '{here}/a.png', '--step=5'], 'no checkpoint at step 5'),
         ('visualize', [], '--workdir is missing'),
         ('visualize', ['--workdir={run}', 'a.png'], "unexpected argument 'a.png'"),
-        ('visualize', ['--workdir={here}/none'], 'name the folder of a release or of a run'),
+        ('visualize', ['--workdir={here}/none'], 'does not exist'),
         ('visualize', ['--workdir={run}', '--images={here}/b.png'], 'No such file'),
     ],
 )

@@ -1,6 +1,7 @@
 """Class maps, pictures and predictions: the arithmetic, a run's own, and bad pictures."""
 
 import io
+import json
 import pathlib
 import struct
 import zlib
@@ -337,10 +338,23 @@ def test_predict(workdir, tmp_path):
     assert str(heat) in lines[5] and Image.open(heat).size[0] > 600
 
 
+def test_predict_a_folder_as_json(workdir, tmp_path):
+    for name in ('a.png', 'b.png'):
+        Image.new('L', (28, 28)).save(tmp_path / name)
+    (tmp_path / 'c.png').write_bytes(b'')
+    (tmp_path / 'notes.txt').write_text('no picture')
+    result = run_module('experiments.predict', f'--workdir={workdir}', tmp_path, '--json')
+    assert result.returncode == 2 and result.stderr.count('\n') == 1 and 'c.png' in result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [pathlib.Path(f['path']).name for f in found] == ['a.png', 'b.png']
+    p = [c['probability'] for c in found[0]['classes']]
+    assert len(p) == 10 and p == sorted(p, reverse=True) and sum(p) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ('module', 'words', 'sentence'),
     [
-        ('predict', ['photo.png'], '--workdir is missing'),
+        ('predict', ['photo.png'], 'No such file'),
         ('predict', ['--workdir={run}'], 'name a picture'),
         ('predict', ['--workdir={run}', '{run}/config.json'], 'is not a picture this can read'),
         ('predict', ['--workdir={run}', 'a.png', 'b.png', '--heatmap=c.png'], 'for one picture'),
@@ -348,7 +362,7 @@ def test_predict(workdir, tmp_path):
         ('predict', ['--workdir={run}', '{here}/a.png', '--step=5'], 'no checkpoint at step 5'),
         ('visualize', [], '--workdir is missing'),
         ('visualize', ['--workdir={run}', 'a.png'], "unexpected argument 'a.png'"),
-        ('visualize', ['--workdir={here}/none'], 'name the folder of a release or of a run'),
+        ('visualize', ['--workdir={here}/none'], 'does not exist'),
         ('visualize', ['--workdir={run}', '--images={here}/b.png'], 'No such file'),
     ],
 )

@@ -18,26 +18,20 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from nin_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'A run, a release or the name of a bundled network.')
 OUT = flags.DEFINE_string('out', None, 'The folder to write.')
-STEP = flags.DEFINE_integer('step', None, 'Checkpoint to use; the newest if not given.')
 RUNTIME = flags.DEFINE_string('runtime', None, 'A folder with ONNX Runtime Web, to copy it from.')
+STEP = cli.define_step()
 
 
 def main(argv: list[str]) -> int:
-    if argv[1:]:
-        raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
-    if not OUT.value:
-        raise UserError('--out is missing: name a folder to write, such as demo')
-    from nin_jax.devices import use_compilation_cache
-    from nin_jax.pretrained import bundled, release
+    cli.no_arguments(argv)
+    out = pathlib.Path(cli.required(OUT, 'name a folder to write, such as demo'))
+    from nin_jax.pretrained import bundled
     from nin_jax.visualize import demo
 
-    use_compilation_cache()
-    network = release.load(pathlib.Path(WORKDIR.value or bundled.DEFAULT), STEP.value)
-    out = pathlib.Path(OUT.value)
+    network = cli.open_network(WORKDIR.value or bundled.DEFAULT, STEP.value)
     demo.write(out, network, pathlib.Path(RUNTIME.value) if RUNTIME.value else None)
     print(f"'{out}' is a web page: python -m http.server --directory {out} 8000")
     return 0

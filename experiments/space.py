@@ -1,4 +1,4 @@
-"""What a sweep config is made of: plain data, which launch/sweep/points.py checks.
+"""The types of a sweep config. They are plain data; launch/sweep/points.py validates them.
 
 Sweep(
     config='experiments/configs/cifar10.py:aug',
@@ -21,8 +21,8 @@ class Axis:
 
     Attributes:
       kind: 'choice', 'uniform', 'log_uniform' or 'integer'.
-      values: of a choice; others than numbers and bools are written as on a command line.
-      low, high: of the others, both included.
+      values: values of a choice; numbers and bools as they are, others as on a command line.
+      low, high: bounds of the other kinds, inclusive.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Axis:
 
     @property
     def ends(self) -> tuple:
-        """Every choice, or the lowest and the highest value."""
+        """All choices, or the lowest and the highest value."""
         return self.values or (self.low, self.high)
 
     @property
@@ -44,49 +44,51 @@ def choice(*values) -> Axis:
     """One of the values, such as choice(0.0, 0.5), choice('max', 'avg') or choice((8, 8), (9,))."""
     encoded = tuple(v if isinstance(v, (bool, int, float)) else text(v) for v in values)
     if len(set(map(text, encoded))) < max(len(encoded), 1):
-        raise UserError(f'choice{values!r}: give one value or more, none of them twice')
+        raise UserError(f'choice{values!r}: give at least one value, and no value twice')
     return Axis('choice', encoded)
 
 
 def uniform(low: float, high: float) -> Axis:
-    """Any number from low to high, each as likely."""
+    """A number from low to high, uniformly distributed."""
     return _between('uniform', float(low), float(high))
 
 
 def log_uniform(low: float, high: float) -> Axis:
-    """Any number from low to high, each order of magnitude as likely."""
+    """A number from low to high, with a uniformly distributed logarithm."""
     if low <= 0:
-        raise UserError(f'log_uniform({low!r}, {high!r}): the lower end must be above 0')
+        raise UserError(f'log_uniform({low!r}, {high!r}): the lower bound must be above 0')
     return _between('log_uniform', float(low), float(high))
 
 
 def integer(low: int, high: int) -> Axis:
-    """Any whole number from low to high."""
+    """An integer from low to high, both included."""
     if not (isinstance(low, int) and isinstance(high, int)):
-        raise UserError(f'integer({low!r}, {high!r}): both ends must be whole numbers')
+        raise UserError(f'integer({low!r}, {high!r}): both bounds must be integers')
     return _between('integer', low, high)
 
 
 def _between(kind: str, low: float, high: float) -> Axis:
     if not (low < high and math.isfinite(high - low)):
-        raise UserError(f'{kind}({low!r}, {high!r}): the first must be below the second')
+        raise UserError(f'{kind}({low!r}, {high!r}): the first bound must be below the second')
     return Axis(kind, (), low, high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A search over config keys. A trial is scored by its final top-1 error on the validation
-    images, and trains on the 'train' split: no choice depends on the test images.
+    """A search over config keys.
+
+    Trials train on the 'train' split and are scored by their final top-1 error on the validation
+    images. The test images are never used.
 
     Attributes:
       config: a config file, with its variant.
-      space: config key -> axis; or else `points`.
-      points: trials one by one, each {config key: value}; a key left out keeps its value.
-      sampler: 'grid' (every combination), 'random' or 'tpe'; of `points`, None.
-      trials: how many; None for all of a grid or of `points`.
-      fixed: other config keys set for all trials.
-      prune_after: epochs from which a trial worse than the median may be stopped; None: never.
-      seed: decides the random points.
+      space: axes by config key. Give either `space` or `points`.
+      points: a list of trials, each {config key: value}; missing keys keep their values.
+      sampler: 'grid' (all combinations), 'random' or 'tpe'; None with `points`.
+      trials: number of trials; None for all of a grid or of `points`.
+      fixed: values of other config keys, the same for all trials.
+      prune_after: epochs before a trial worse than the median can be pruned; None to never prune.
+      seed: seed of the random points.
     """
 
     config: str
@@ -100,7 +102,7 @@ class Sweep:
 
 
 def text(value: object) -> str:
-    """A value as on the command line: 0.1, true, (8,8,10), avg."""
+    """Formats a value as on the command line: 0.1, true, (8,8,10), avg."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (tuple, list)):

@@ -1,17 +1,18 @@
-"""The modern recipe, `:modern` of the dataset pages: the paper's layer table, a decade later.
+"""The modern recipe, `:modern` of the dataset configs: the paper's layers, trained a decade later.
 
-Every line is a switch that can be set back alone, such as `--config.model.norm=none`; `python -m
-launch.ablate` does so with each. Gradient accumulation is `train.microbatch`, images per gradient:
-exact, but that batch normalisation sees no more than those at a time.
+Every line is a switch that can be reverted separately, such as `--config.model.norm=none`; `python
+-m launch.ablate` does so for each. `train.microbatch`, the number of images per gradient, turns on
+gradient accumulation. It is exact except for batch normalization, whose statistics are those of one
+microbatch.
 """
 
 from ml_collections import ConfigDict
 
 
 def modern(config: ConfigDict) -> None:
-    """Changes a page's config to the recipe of CIFAR-10 and CIFAR-100."""
+    """Applies the recipe for CIFAR-10 and CIFAR-100 to a config."""
     for row in config.model.blocks.values():
-        row.init_std = ()  # He initialisation
+        row.init_std = ()  # He initialization
         row.dropout = 0.0
     config.model.norm = 'batch'
     config.model.class_maps = 'linear'
@@ -33,7 +34,7 @@ def modern(config: ConfigDict) -> None:
 
 
 def modern_digits(config: ConfigDict, duration: str) -> None:
-    """The same for pictures of digits, which no mirror leaves what they are."""
+    """Applies the recipe for digits, without horizontal flips."""
     modern(config)
     config.augment.crop_pad = 2
     config.augment.flip = False

@@ -1,28 +1,29 @@
-"""What each idea of the paper is worth: one piece of the CIFAR-10 network (cifar10.py) exchanged.
+"""Ablations of the paper: the CIFAR-10 network (cifar10.py) with one component replaced.
 
     python -m experiments.main --config=experiments/configs/ablations.py:fc --workdir=runs/fc
 
 variant      changes                                          paper's test error
-             nothing: the network of cifar10.py               10.41 %
-:fc          fully connected layer in place of the global     11.59 %
-             average pooling, 640 -> 10 (table 5)
-:fc_dropout  the same, half of its inputs dropped (table 5)   10.88 %
-:linear      one 5x5 or 3x3 convolution a block, 96, 192 and  none given
-             10 maps, in place of each mlpconv
-:maxout      the same with maxout units of two pieces in      none given
-             place of ReLU
-:dropout     dropout after the first two blocks, for :fast       none given
-:plain       no crops, no mirror images, for :fast              none given
+             unchanged: the network of cifar10.py             10.41 %
+:fc          fully connected layer instead of global average  11.59 %
+             pooling, 640 -> 10 (table 5)
+:fc_dropout  :fc with dropout 0.5 on its inputs (table 5)     10.88 %
+:linear      one linear convolution per block instead of      not reported
+             each mlpconv, 5x5 or 3x3 with 96, 192, 10 maps
+:maxout      :linear with maxout units of two pieces instead  not reported
+             of ReLU
+:dropout     dropout after the first two blocks, for :fast    not reported
+:plain       no random crops or flips, for :fast              not reported
 :fast        one of the above with the recipe of _fast.py, as in `ablations.py:linear,fast`
-:smoke       four steps on 512 images, to see that it works
+:smoke       smoke test: four steps on 512 images
 
 "The other parts of the model remain the same" (section 4.6), so dropout after the first two blocks
-stays. The paper does not say how the fully connected head starts and learns: here, like the maps
-before it, from weights of standard deviation 0.05, and at a tenth of the rate as the layer that
-outputs the class scores. The paper has no run of :linear or :maxout. They keep the maps that pass
-from block to block, and learn at 0.01: at 0.1 :maxout reaches NaN within 24 steps and :linear stays
-at ln(10). (The Maxout network has another shape; it gets 11.68 %.) With :fast, a fully connected
-head sees images of one size only. Costs as cifar10.py, 17 PFLOP; :linear 10, :maxout 20 PFLOP.
+stays. The paper does not give the initialization or learning rate of the fully connected head. Here
+its weights have standard deviation 0.05, as the layers before it, and a tenth of the learning rate,
+as the layer that computes the class scores. The paper does not report :linear or :maxout. They keep
+the number of maps between blocks and use a learning rate of 0.01. At 0.1, :maxout reaches NaN
+within 24 steps and the loss of :linear stays at ln(10). (The Maxout network, at 11.68 %, has a
+different shape.) With :fast, a fully connected head trains on images of one size only.
+Cost: as cifar10.py, 17 PFLOP; :linear 10, :maxout 20 PFLOP.
 Needs `python -m experiments.prepare cifar10`.
 """
 
@@ -45,7 +46,7 @@ def get_config(arg: str = '') -> ConfigDict:
             config.model.head = 'fc'
             config.model.head_dropout = 0.5 if arm == 'fc_dropout' else 0.0
             config.model.class_maps = 'relu'
-            config.train.image_sizes = ''  # the head is made for one size of image
+            config.train.image_sizes = ''  # the head requires a fixed image size
         case 'linear' | 'maxout':
             for row in config.model.blocks.values():
                 row.features = row.features[-1:]

@@ -4,17 +4,18 @@
 
 variant      changes                                            paper's test error
              as released: no augmentation                       10.41 %
-:aug         crops from 4 pixels of padding, mirror images      8.81 %
+:aug         random crops with 4 pixels of padding, flips       8.81 %
 :nodropout   no dropout                                         14.51 %
-:fast        the recipe of _fast.py: minutes on two CPU cores   none
-:modern      the recipe of _modern.py, 200 epochs               none
-:smoke       four steps on 512 images, to see that it works
+:fast        the recipe of _fast.py: minutes on two CPU cores   not reported
+:modern      the recipe of _modern.py, 200 epochs               not reported
+:smoke       smoke test: four steps on 512 images
 
-Schedule, learning rates and initial weights are those of the authors' cuda-convnet files
+The schedule, learning rates and initialization are those of the authors' cuda-convnet files
 (NIN/cifar-10_def, NIN/cifar-10_params, README.md): 200 epochs, then 30 at a tenth and 30 at a
-hundredth of the rate. The paper does not give the schedule of the augmented run; it is the same
-here. Costs 102,000 steps, 17 PFLOP: hours on a laptop's GPU, a day on two CPU cores. :modern makes
-78,000 steps, 13 PFLOP. Measured errors are in RESULTS.md.
+hundredth of the learning rate. The paper does not give the schedule of the augmented run; here it
+is the same. Measured errors are in RESULTS.md.
+Cost: 102,000 steps, 17 PFLOP: hours on a laptop's GPU, a day on two CPU cores. :modern takes 78,000
+steps, 13 PFLOP.
 Needs `python -m experiments.prepare cifar10`.
 """
 
@@ -27,7 +28,7 @@ from nin_jax.config import default_config, smoke, variants
 
 def get_config(arg: str = '') -> ConfigDict:
     chosen = variants(arg, 'aug', 'nodropout', 'modern', 'fast')
-    config = default_config()  # its values are this run's
+    config = default_config()  # the defaults are this run's values
     if 'aug' in chosen:
         config.augment.crop_pad = 4
         config.augment.flip = True

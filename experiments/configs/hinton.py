@@ -1,23 +1,22 @@
-"""Section 4.6: global average pooling in the network of Hinton et al. 2012, on CIFAR-10.
+"""CIFAR-10, section 4.6 of the paper: global average pooling in the network of Hinton et al. 2012.
 
     python -m experiments.main --config=experiments/configs/hinton.py:gap --workdir=runs/hinton_gap
 
 variant      changes                                          paper's test error
-:fc          16 local maps, fully connected head; also the    17.56 %
-             page without a variant
-:fc_dropout  the same, half of the head's inputs dropped      15.99 %
+:fc          16 local maps, fully connected head (default)    17.56 %
+:fc_dropout  :fc with dropout 0.5 on the head's inputs        15.99 %
 :gap         10 local maps, global average pooling            16.46 %
-:smoke       four steps on 512 images, to see that it works
+:smoke       smoke test: four steps on 512 images
 
-The paper says: three convolutional layers and one locally connected one, whose 16 maps become 10
-for GAP. Hinton et al. (arXiv 1207.0580, appendix "Models for CIFAR-10"), cited here from memory:
-each convolution has 64 filters of 5x5 and a 3x3/2 pooling after it, maxima the first time and
-averages then, response normalisation after the first two (9 maps, alpha 0.001, beta 0.75); local
-filters of 3x3, dropout on the local layer. cuda-convnet's layers-conv-local-11pct.cfg, by the same
-authors: padding that keeps the size, and ReLU, in convolutions and local layers. Assumed: biases
-of its own at each position, the preprocessing of table 1, He initialisation, learning rate and
-schedule.
-Costs 47,000 steps, 1.4 PFLOP. Needs `python -m experiments.prepare cifar10`.
+The paper: three convolutional layers and one locally connected layer, whose 16 maps become 10 for
+global average pooling. Hinton et al. (arXiv 1207.0580, appendix "Models for CIFAR-10"), cited from
+memory: each convolution has 64 filters of 5x5, followed by 3x3 pooling with stride 2, max pooling
+first and average pooling then; local response normalization after the first two (9 maps, alpha
+0.001, beta 0.75); 3x3 local filters; dropout on the local layer. cuda-convnet's
+layers-conv-local-11pct.cfg, by the same authors: same padding and ReLU in convolutional and local
+layers. Assumed: a separate bias at each position, the preprocessing of table 1, He initialization,
+the learning rate and the schedule.
+Cost: 47,000 steps, 1.4 PFLOP. Needs `python -m experiments.prepare cifar10`.
 """
 
 from ml_collections import ConfigDict

@@ -1,16 +1,17 @@
-"""The ImageNet NIN of the authors' Caffe model zoo: 7,595,176 parameters, four mlpconvs.
+"""The ImageNet NIN of the authors' Caffe model zoo: four mlpconv layers, 7,595,176 parameters.
 
     python -m experiments.main --config=experiments/configs/imagenet.py --workdir=runs/imagenet
 
 variant      changes                                          Caffe's error       measured
-             as released: crops and mirror images             40.64 %
-:smoke       four steps on 512 images, to see that it works
+             as released: random crops and flips              40.64 %
+:smoke       smoke test: four steps on 512 images
 
-Not of the paper; layers, rates and schedule are those of the authors' prototxt files, which say
-59.36 % accuracy on the 50,000 validation images (top-1, middle crop). They scaled photographs to
-256 x 256 and took off a mean image; here the shorter side becomes 256, and a mean colour goes.
-Costs 450,000 steps of 64 images, 190 PFLOP, and on the host the decoding of 29 million photographs.
-Needs `imagenet2012` as folders of pictures or as TFDS prepares it: see nin_jax/photos.py.
+Not in the paper. Layers, learning rates and schedule are those of the authors' prototxt files,
+which state 59.36 % accuracy on the 50,000 validation images (top-1, center crop). The authors
+resized images to 256 x 256 and subtracted a mean image; here the shorter side is resized to 256,
+and the mean color is subtracted.
+Cost: 450,000 steps of 64 images, 190 PFLOP, and the decoding of 29 million images on the host.
+Needs `imagenet2012` as folders of images or as TFDS prepares it: see nin_jax/data/photos.py.
 """
 
 from ml_collections import ConfigDict

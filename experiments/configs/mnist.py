@@ -3,15 +3,15 @@
     python -m experiments.main --config=experiments/configs/mnist.py --workdir=runs/mnist
 
 variant      changes                                          paper's test error
-             60 epochs, drops at 40 and 50                    0.47 %
-:modern      the recipe of _modern.py for digits, 60 epochs   none
-:fast        the recipe of _fast.py for digits                none
-:smoke       four steps on 512 images, to see that it works
+             60 epochs, learning rate drops at 40 and 50      0.47 %
+:modern      the recipe of _modern.py for digits, 60 epochs   not reported
+:fast        the recipe of _fast.py for digits                not reported
+:smoke       smoke test: four steps on 512 images
 
-On a CPU, 10 epochs with drops at 6 and 8 came to 0.92 % (one seed; RESULTS.md has the command).
-Layers and learning rates are the authors' (cuda-convnet NIN/mnist_def, NIN/mnist_params); how long
-they trained was never published, so the schedule is ours.
-Costs 28,000 steps, 1.1 PFLOP. Needs `python -m experiments.prepare mnist`.
+On a CPU, 10 epochs with drops at 6 and 8 reached 0.92 % (one seed; RESULTS.md has the command).
+Layers and learning rates are the authors' (cuda-convnet NIN/mnist_def, NIN/mnist_params). They did
+not publish a schedule, so the schedule is ours.
+Cost: 28,000 steps, 1.1 PFLOP. Needs `python -m experiments.prepare mnist`.
 """
 
 from ml_collections import ConfigDict

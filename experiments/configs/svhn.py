@@ -3,15 +3,15 @@
     python -m experiments.main --config=experiments/configs/svhn.py --workdir=runs/svhn
 
 variant      changes                                          paper's test error
-             18 epochs, drops at 12 and 15                    2.35 %
-:modern      the recipe of _modern.py for digits, 18 epochs   none
-:smoke       four steps on 512 images, to see that it works
+             18 epochs, learning rate drops at 12 and 15      2.35 %
+:modern      the recipe of _modern.py for digits, 18 epochs   not reported
+:smoke       smoke test: four steps on 512 images
 
-Trains on 598,388 images; the 6,000 held out (400 a class from train, 200 from extra) are for
-choosing hyper-parameters only: `--config.data.eval=valid`. Layers and learning rates are the
-authors' (cuda-convnet NIN/svhn_def, NIN/svhn_params); how long they trained was never published,
-so the schedule is ours. Local contrast normalisation is over all three channels.
-Costs 84,000 steps, 18 PFLOP. Needs `python -m experiments.prepare svhn_cropped`.
+Trains on 598,388 images. The 6,000 held-out images (per class, 400 from train and 200 from extra)
+are for hyperparameter selection only: `--config.data.eval=valid`. Layers and learning rates are the
+authors' (cuda-convnet NIN/svhn_def, NIN/svhn_params). They did not publish a schedule, so the
+schedule is ours. Local contrast normalization is computed over all three channels.
+Cost: 84,000 steps, 18 PFLOP. Needs `python -m experiments.prepare svhn_cropped`.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Makes the results page from finished runs, or collects runs as small files for it.
+"""Writes RESULTS.md from finished runs, or collects each run into one small JSON file.
 
     python -m experiments.report runs/cifar10/seed* --collect=results
     python -m experiments.report results --out=RESULTS.md --figure=results/figure3.png
     python -m experiments.report results --readme=README.md
 
-Arguments: folders of runs, collected .json files, or folders of either. The picture of Figure 3
-goes beside RESULTS.md. A run that did not finish is refused.
+Arguments: folders of runs, collected .json files, or folders of either. Figure 3 is written beside
+RESULTS.md. An unfinished run is an error.
 """
 
 import pathlib
@@ -16,20 +16,20 @@ from experiments import cli
 from nin_jax.errors import UserError
 
 OUT = flags.DEFINE_string('out', None, 'The file to write, such as RESULTS.md.')
-FIGURE = flags.DEFINE_string('figure', None, "Figure 3's picture; default: beside --out.")
-README = flags.DEFINE_string('readme', None, 'A Markdown file whose table of figures to renew.')
-COLLECT = flags.DEFINE_string('collect', None, 'Folder to write one small file a run to.')
+FIGURE = flags.DEFINE_string('figure', None, 'Image file for Figure 3; default: beside --out.')
+README = flags.DEFINE_string('readme', None, 'A Markdown file whose results table to update.')
+COLLECT = flags.DEFINE_string('collect', None, 'Folder to write one JSON file per run to.')
 
 
 def main(argv: list[str]) -> int:
     paths = argv[1:]
     if not paths:
-        raise UserError('no run is named: give folders of runs, or results')
+        raise UserError('no run given: pass folders of runs, or results')
     if not (OUT.value or COLLECT.value or README.value):
         raise UserError(
-            'nothing to make: add --out=RESULTS.md, --readme=README.md or --collect=...'
+            'no output given: add --out=RESULTS.md, --readme=README.md or --collect=...'
         )
-    from experiments.report import document, readme, records  # after the mistakes: they take time
+    from experiments.report import document, readme, records  # slow imports, after the checks
 
     runs = [run for path in paths for run in records.load(pathlib.Path(path))]
     if COLLECT.value:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     if README.value:
         table = readme.readme_table(runs, document.known_configs())
         readme.fill_readme(pathlib.Path(README.value), table)
-        print(f'{README.value}: the table of figures is up to date')
+        print(f'{README.value}: updated the results table')
     return 0
 
 

@@ -1,4 +1,4 @@
-"""RESULTS.md and its figure, written from records."""
+"""Writes RESULTS.md and its figure from records of runs."""
 
 import importlib
 import os
@@ -13,13 +13,13 @@ from nin_jax.runs.workdir import flat_config
 def write(
     runs: list[dict], made_from: list[str], out: pathlib.Path, figure: pathlib.Path | None = None
 ) -> None:
-    """Writes the results of `runs`, and the picture of Figure 3 beside them.
+    """Writes the results of `runs` as Markdown, and Figure 3 as a PNG.
 
     Args:
       runs: records of finished runs.
-      made_from: the paths that they were read from, for the command that the file states.
-      out: the file to write.
-      figure: the picture; `figure3.png` beside `out` if None.
+      made_from: the paths of the records, quoted in the file's header.
+      out: the Markdown file to write.
+      figure: the PNG to write; `figure3.png` beside `out` if None.
     """
     figure = figure or out.with_name('figure3.png')
     configs = known_configs()
@@ -32,11 +32,11 @@ def write(
 
 
 def known_configs() -> dict[str, dict]:
-    """The flat config, by name with variant, of every row of the tables."""
-    names = dict.fromkeys(row.page for table in TABLES for row in table.rows if row.page)
+    """Returns the flat config of every row of the tables, keyed by name and variant."""
+    names = dict.fromkeys(row.config for table in TABLES for row in table.rows if row.config)
     return {name: load(*name.partition(':')[::2]) for name in names}
 
 
 def load(name: str, variant: str) -> dict:
-    """The flat config of experiments/configs/<name>.py with a variant."""
+    """Returns the flat config of experiments/configs/<name>.py with a variant."""
     return flat_config(importlib.import_module(f'experiments.configs.{name}').get_config(variant))

@@ -1,7 +1,7 @@
-"""Which row of which table a run belongs to. This follows from its config alone.
+"""Assigns runs to rows of the tables, by their configs alone.
 
-A run belongs to a config when data, preprocessing, augmentation and network are the same; what else
-differs is stated beside its figure.
+A run belongs to a row when data, preprocessing, augmentation and network match the row's config.
+Other differences are listed beside its result.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import statistics
 from experiments.report.records import RunError
 from nin_jax.config import default_config, flatten
 
-# These say which experiment a run is, all but how the weights start ...
+# Keys that identify the experiment, except those in TRAINING and the initialization.
 IDENTITY = ('data.', 'preprocess.', 'augment.', 'model.', 'init.')
 
 
@@ -29,7 +29,7 @@ TRAINING = (
 )
 
 
-# ... and these change nothing of what it computes, or are told otherwise.
+# Keys that do not change the result, or that the report states separately.
 IRRELEVANT = (
     'seed',
     'devices',
@@ -43,22 +43,22 @@ IRRELEVANT = (
 )
 
 
-def differences(config: dict, page: dict) -> dict[str, object]:
-    """Keys of a run whose values are not the page's, irrelevant ones aside.
+def differences(config: dict, reference: dict) -> dict[str, object]:
+    """Returns the relevant keys and values of `config` that differ from `reference`.
 
-    A run from before a key was there has the key's default.
+    A key that `config` lacks, because the run is older than the key, has its default value.
     """
     defaults = flatten(default_config())
-    config = {k: defaults.get(re.sub(r'mlpconv\d+', 'mlpconv1', k)) for k in page} | config
+    config = {k: defaults.get(re.sub(r'mlpconv\d+', 'mlpconv1', k)) for k in reference} | config
     return {
         k: config.get(k)
-        for k in sorted({*config, *page})
-        if config.get(k) != page.get(k) and not is_irrelevant(k, config)
+        for k in sorted({*config, *reference})
+        if config.get(k) != reference.get(k) and not is_irrelevant(k, config)
     }
 
 
 def is_irrelevant(key: str, config: dict) -> bool:
-    """A piece of a batch is what batch normalisation standardises, so its size matters there."""
+    """Whether a key is irrelevant; with batch normalization the microbatch size is relevant."""
     if key == 'train.microbatch' and config.get('model.norm') == 'batch':
         return False
     return key.startswith(IRRELEVANT)
@@ -68,32 +68,32 @@ def is_identity(key: str) -> bool:
     return key.startswith(IDENTITY) and not key.startswith(TRAINING) and 'init_std' not in key
 
 
-def page_of(config: dict, pages: dict[str, dict]) -> str | None:
-    """The page whose experiment a config is; of several, the one it differs least from."""
-    fits = {name: differences(config, page) for name, page in pages.items()}
+def config_of(config: dict, configs: dict[str, dict]) -> str | None:
+    """Returns the name of the matching config with the fewest differences; None if none match."""
+    fits = {name: differences(config, reference) for name, reference in configs.items()}
     fits = {name: diff for name, diff in fits.items() if not any(map(is_identity, diff))}
     return min(fits, key=lambda name: len(fits[name]), default=None)
 
 
 @dataclasses.dataclass
 class Group:
-    """Runs that differ in nothing but their seed.
+    """Runs that differ only in their seed.
 
     Attributes:
-      page: whose experiment it is; None if it is no page's.
-      changes: keys set otherwise than in the page.
-      full_epochs: of the page's schedule.
-      runs: records, by seed.
+      config: name of the config that the runs belong to; None if they match none.
+      changes: keys whose values differ from that config.
+      full_epochs: length of that config's schedule.
+      runs: records, sorted by seed.
     """
 
-    page: str | None
+    config: str | None
     changes: dict[str, object]
     full_epochs: float
     runs: list[dict]
 
     @property
     def is_short(self) -> bool:
-        """Whether it saw less than the page's schedule or data."""
+        """Whether the runs used less than the config's whole schedule or data."""
         few_images = bool(self.changes.get('data.limit'))
         return few_images or self.runs[0]['epoch'] < 0.99 * self.full_epochs
 
@@ -113,20 +113,20 @@ class Group:
 
 
 def mean_and_std(percents: list[float]) -> str:
-    """'10.41 ± 0.12 %'; no deviation of a single value."""
+    """Formats as '10.41 ± 0.12 %'; a single value has no deviation."""
     deviation = f' ± {statistics.stdev(percents):.2f}' if len(percents) > 1 else ''
     return f'{statistics.mean(percents):.2f}{deviation} %'
 
 
-def group(runs: list[dict], pages: dict[str, dict]) -> list[Group]:
-    """Puts runs of one experiment, of one kind of hardware, together."""
+def group(runs: list[dict], configs: dict[str, dict]) -> list[Group]:
+    """Groups runs of the same experiment on the same hardware."""
     groups: dict[str, Group] = {}
     for run in sorted(runs, key=lambda r: (r['name'].rstrip('0123456789'), r['seed'])):
-        page = page_of(run['config'], pages)
-        changes = differences(run['config'], pages[page] if page else {})
-        full = float(pages[page]['train.duration'].removesuffix('ep')) if page else run['epoch']
-        key = json.dumps([page, changes, run['device']])
-        groups.setdefault(key, Group(page, changes, full, [])).runs.append(run)
+        name = config_of(run['config'], configs)
+        changes = differences(run['config'], configs[name] if name else {})
+        full = float(configs[name]['train.duration'].removesuffix('ep')) if name else run['epoch']
+        key = json.dumps([name, changes, run['device']])
+        groups.setdefault(key, Group(name, changes, full, [])).runs.append(run)
     for g in groups.values():
         seeds = [run['seed'] for run in g.runs]
         if len(set(seeds)) < len(seeds):
@@ -136,6 +136,6 @@ def group(runs: list[dict], pages: dict[str, dict]) -> list[Group]:
 
 
 def training_changes(g: Group) -> dict[str, object]:
-    """What was set otherwise, the length of a short run aside."""
+    """Returns the changes, without those that only shorten a short run."""
     length = ('train.duration', 'optim.drops', 'data.limit') if g.is_short else ()
     return {k: v for k, v in g.changes.items() if k not in length}

@@ -1,4 +1,4 @@
-"""RESULTS.md: the paper's tables with our figures."""
+"""Renders RESULTS.md: the paper's tables with our results."""
 
 import json
 import statistics
@@ -12,12 +12,12 @@ HEAD = """# Results
 
 Made by `{made_by}`; do not edit.
 
-Test error is top-1 error on the test split when training ended, in percent (never the best of
-several evaluations): mean ± standard deviation over seeds. **short** marks runs that saw less than
-the page's whole schedule; they say that the code works, not what the network is worth.
+Test error is the top-1 error on the test split at the end of training, in percent (never the best
+of several evaluations): mean ± standard deviation over seeds. **short** marks runs with less than
+the config's whole schedule; they show that the code works, not how accurate the network is.
 
-Every run comes from one command; it can be interrupted and rerun, and `--dry-run` prints what it
-would take:
+Every run comes from one command, which can be interrupted and rerun. `--dry-run` prints the
+expected cost:
 
 ```bash
 python -m launch.reproduce --preset=cpu
@@ -26,46 +26,49 @@ python -m launch.reproduce --preset=gpu
 """
 
 
-def markdown(runs: list[dict], pages: dict[str, dict], made_by: str, figure: str) -> str:
-    """RESULTS.md.
+def markdown(runs: list[dict], configs: dict[str, dict], made_by: str, figure: str) -> str:
+    """Returns the text of RESULTS.md.
 
     Args:
       runs: records of finished runs.
-      pages: flat config of every page and variant that a table names.
-      made_by: the command that makes the file.
-      figure: path of Figure 3's picture, from where the file will lie.
+      configs: flat configs, by name and variant, of every row of the tables.
+      made_by: the command that writes the file.
+      figure: path of Figure 3's PNG, relative to the file.
     """
-    groups = group(runs, pages)
+    groups = group(runs, configs)
     text = HEAD.format(made_by=made_by)
     noted: set[str] = set()
     for table in TABLES:
         text += table_text(table, groups, noted)
         if table.figure:
             text += f'\n![Figure 3 of the paper, and our runs]({figure})\n\n{caption(groups)}\n'
-    others = [g for g in groups if g.page is None]
+    others = [g for g in groups if g.config is None]
     if others:
         text += '\n## Other runs\n\n' + ''.join(details(g, '') for g in others)
     return text
 
 
 def table_text(table: Table, groups: list[Group], noted: set[str]) -> str:
-    """A table and notes on its rows; pages in `noted` have theirs already, and are added to it."""
+    """Returns a table and notes on the configs of its rows that are not yet in `noted`.
+
+    Adds these configs to `noted`.
+    """
     text = f'\n## {table.title}\n\n'
     text += '| network | paper | best by others | ours |\n|---|---|---|---|\n'
     notes = ''
     for row in table.rows:
-        others = sorted((o for o in OTHERS if o.page == row.page), key=lambda o: o.error)
-        ours = [g for g in groups if row.page and g.page == row.page]
+        others = sorted((o for o in OTHERS if o.config == row.config), key=lambda o: o.error)
+        ours = [g for g in groups if row.config and g.config == row.config]
         cells = (
-            f'**{row.network}**' if row.page else row.network,
+            f'**{row.network}**' if row.config else row.network,
             '' if row.error is None else f'{row.error:.2f} %',
             f'{others[0].error:.2f} %' if others else '',
             '<br>'.join(map(cell, ours)) + difference(row, table, groups),
         )
         text += '| ' + ' | '.join(cells) + ' |\n'
-        if row.page in noted:
+        if row.config in noted:
             continue
-        noted |= {row.page} if row.page else set()
+        noted |= {row.config} if row.config else set()
         notes += ''.join(
             f'- {row.network}, by others: {o.error:.2f} %, {o.who} ({o.source})\n' for o in others
         )
@@ -74,28 +77,28 @@ def table_text(table: Table, groups: list[Group], noted: set[str]) -> str:
 
 
 def difference(row: Row, table: Table, groups: list[Group]) -> str:
-    """' (+1.20 ± 0.30 against the first row)': mean and 95 % interval over common seeds."""
-    if not table.baseline or row.page in ('', table.baseline):
+    """Returns the mean difference from the baseline, with its 95 % interval over common seeds."""
+    if not table.baseline or row.config in ('', table.baseline):
         return ''
     errors = {
-        page: {
+        name: {
             run['seed']: 100 * run['final_error']
             for g in groups
-            if g.page == page
+            if g.config == name
             for run in g.runs
         }
-        for page in (row.page, table.baseline)
+        for name in (row.config, table.baseline)
     }
-    common = sorted(errors[row.page].keys() & errors[table.baseline].keys())
+    common = sorted(errors[row.config].keys() & errors[table.baseline].keys())
     if len(common) < 2:
         return ''
-    differences = [errors[row.page][seed] - errors[table.baseline][seed] for seed in common]
+    differences = [errors[row.config][seed] - errors[table.baseline][seed] for seed in common]
     half = student_t(len(common) - 1) * statistics.stdev(differences) / len(common) ** 0.5
     return f'<br>{statistics.mean(differences):+.2f} ± {half:.2f} against the first row'
 
 
 def student_t(degrees: int) -> float:
-    """Half of the 95 % interval of Student's t distribution."""
+    """Returns the 97.5 % quantile of Student's t distribution."""
     from scipy import stats  # takes half a second to import
 
     return float(stats.t.ppf(0.975, degrees))
@@ -109,7 +112,7 @@ def cell(g: Group) -> str:
 
 
 def details(g: Group, network: str) -> str:
-    """Everything about our runs of one kind, as an item of a list."""
+    """Describes a group of our runs as a Markdown list item."""
     first = g.runs[0]
     seconds = statistics.mean(sum(run['seconds'].values()) for run in g.runs)
     changes = ', '.join(f'{k}={json.dumps(v)}' for k, v in g.changes.items())
@@ -117,9 +120,9 @@ def details(g: Group, network: str) -> str:
     return (
         f'- {network + ", " if network else ""}ours: {"**short**, " if g.is_short else ""}{g.error}'
         f' ({g.seeds}), {g.length}'
-        + (f', {changes}' if g.page and changes else '')
+        + (f', {changes}' if g.config and changes else '')
         + f'; {hardware(g)}, '
-        f'{duration(seconds)} a run; `{first["command"]}`'
+        f'{duration(seconds)} per run; `{first["command"]}`'
         + (f' and the same with seed {more}' if more else '')
         + '\n'
     )

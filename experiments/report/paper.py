@@ -1,4 +1,4 @@
-"""The paper's own figures (arXiv 1312.4400v3), and what others got with its network."""
+"""Results of the paper (arXiv 1312.4400v3) and of public reproductions."""
 
 import dataclasses
 
@@ -8,21 +8,28 @@ class Row:
     """One network of a table.
 
     Attributes:
-      network: as the paper calls it.
-      error: test error in percent; None where the paper gives none.
-      page: config page, with variant, that trains it here; '' for networks of other papers.
+      network: its name in the paper.
+      error: test error in percent; None if the paper reports none.
+      config: the config, with variant, that trains it here; '' for networks of other papers.
     """
 
     network: str
     error: float | None
-    page: str = ''
+    config: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Other:
-    """A public reproduction: test error in percent, of which row (its page), whose, and source."""
+    """A public reproduction.
 
-    page: str
+    Attributes:
+      config: the config of the row that it reproduces.
+      error: test error in percent.
+      who: authors, framework and changes.
+      source: where the authors state the error.
+    """
+
+    config: str
     error: float
     who: str
     source: str
@@ -30,10 +37,10 @@ class Other:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of the paper, or figures from its text.
+    """A table of the paper, or results from its text.
 
     Attributes:
-      figure: whether Figure 3 goes with it.
+      figure: whether Figure 3 follows the table.
       baseline: the config of the row that the others are compared with, seed by seed.
     """
 
@@ -90,7 +97,7 @@ TABLES = (
         ),
     ),
     Table(
-        'Table 5: global average pooling as a regulariser, CIFAR-10',
+        'Table 5: global average pooling as a regularizer, CIFAR-10',
         (
             Row('mlpconv + Fully Connected', 11.59, 'ablations:fc'),
             Row('mlpconv + Fully Connected + Dropout', 10.88, 'ablations:fc_dropout'),
@@ -106,7 +113,7 @@ TABLES = (
         ),
     ),
     Table(
-        'Section 4.2 and Figure 3: what dropout is worth, CIFAR-10',
+        'Section 4.2 and Figure 3: the effect of dropout, CIFAR-10',
         (
             Row('NIN without dropout', 14.51, 'cifar10:nodropout'),
             Row('NIN + Dropout', 10.41, 'cifar10'),
@@ -114,7 +121,7 @@ TABLES = (
         figure=True,
     ),
     Table(
-        'What the mlpconv is worth, CIFAR-10 (not in the paper)',
+        'The effect of the mlpconv, CIFAR-10 (not in the paper)',
         (
             Row('a linear convolution in place of each mlpconv', None, 'ablations:linear'),
             Row('maxout units in place of each mlpconv', None, 'ablations:maxout'),
@@ -149,11 +156,11 @@ TABLES = (
     ),
     Table(
         'Quickstart: 5,000 digits of MNIST, 1,000 others to test (not in the paper)',
-        (Row('NIN, He initialisation, no dropout', None, 'quickstart'),),
+        (Row('NIN, He initialization, no dropout', None, 'quickstart'),),
     ),
 )
 
-# Only figures that the sources state themselves; percentages of accuracy are turned into errors.
+# Only results that the sources state; accuracies are converted to errors.
 OTHERS = (
     Other(
         'cifar10',
@@ -177,7 +184,7 @@ OTHERS = (
     Other(
         'cifar10',
         12.0,
-        'szagoruyko, Torch, without batch normalisation',
+        'szagoruyko, Torch, without batch normalization',
         'szagoruyko/cifar.torch@704d4317, README.md',
     ),
     Other('cifar10:aug', 8.88, 'NCTU deep learning labs, TensorFlow', 'lab reports on GitHub'),
@@ -214,12 +221,12 @@ OTHERS = (
     Other(
         'mnist',
         2.0,
-        'NamazovMN, PyTorch (read off a plot); dropout 0.7, batch normalisation',
+        'NamazovMN, PyTorch (read off a plot); dropout 0.7, batch normalization',
         'NamazovMN/Network-in-Network@9ca5fb09, old_src/Results',
     ),
 )
 
-# Figure 3, read from the vector path of the PDF (steps of 0.0024): error after so many epochs at
+# Figure 3, read from the vector path of the PDF (resolution 0.0024): error at each epoch, all at
 # the initial learning rate. Training error is the running mean with dropout active.
 FIGURE3_EPOCHS = tuple(range(0, 201, 8))
 # fmt: off

@@ -1,4 +1,4 @@
-"""The table of figures in the README."""
+"""Writes the table of results in the README."""
 
 import pathlib
 import statistics
@@ -11,28 +11,28 @@ from experiments.report.records import RunError
 MARKS = '<!-- figures -->', '<!-- /figures -->'
 
 
-def readme_table(runs: list[dict], pages: dict[str, dict]) -> str:
-    """The README's table: a row for each measured run of a whole schedule, and no other."""
-    groups = [g for g in group(runs, pages) if g.page and not g.is_short and not g.changes]
+def readme_table(runs: list[dict], configs: dict[str, dict]) -> str:
+    """Returns the README's table: one row for each config with unchanged, whole-schedule runs."""
+    groups = [g for g in group(runs, configs) if g.config and not g.is_short and not g.changes]
     head = '| data, network | config | paper | ours | training | hardware |'
     text = head + '\n|---|---|---|---|---|---|\n'
     seen = set()
     for table in TABLES:
         for row in table.rows:
-            for g in groups if row.page and row.page not in seen else []:
-                if g.page == row.page:
+            for g in groups if row.config and row.config not in seen else []:
+                if g.config == row.config:
                     text += readme_row(row, g)
-            seen.add(row.page)
+            seen.add(row.config)
     return text
 
 
 def readme_row(row: Row, g: Group) -> str:
-    page, _, variant = row.page.partition(':')
+    name, _, variant = row.config.partition(':')
     minutes = statistics.mean(run['seconds']['train'] for run in g.runs) / 60
     dataset = g.runs[0]['config']['data.name']
     cells = (
         f'{DATA_NAMES.get(dataset, dataset)}: {row.network}',
-        f'`{page}.py{":" + variant if variant else ""}`',
+        f'`{name}.py{":" + variant if variant else ""}`',
         '' if row.error is None else f'{row.error:.2f} %',
         f'{g.error} ({g.seeds})',
         f'{minutes:.1f} min',
@@ -51,7 +51,7 @@ DATA_NAMES = {
 
 
 def fill_readme(path: pathlib.Path, table: str) -> None:
-    """Replaces what stands between MARKS in a Markdown file.
+    """Replaces the text between MARKS in a Markdown file.
 
     Raises:
       RunError: the file has no marks.

@@ -1,4 +1,4 @@
-"""Finished runs as records: a run's folder, or the small file collected from it."""
+"""Reads finished runs as records, from a run's folder or from the JSON file collected from it."""
 
 import json
 import pathlib
@@ -16,10 +16,10 @@ class RunError(UserError):
 
 
 def load(path: pathlib.Path) -> list[dict]:
-    """The finished runs at a path: a run's folder, a collected .json, or a folder of either.
+    """Reads the finished runs at a path: a run's folder, a collected .json, or a folder of either.
 
     Raises:
-      RunError: for a run that did not finish, or a path that holds none.
+      RunError: a run did not finish, or the path contains no run.
     """
     if path.suffix == '.json' and path.is_file():
         return [check(read_json(path), path)]
@@ -28,12 +28,12 @@ def load(path: pathlib.Path) -> list[dict]:
     folders = sorted(config.parent for config in path.glob('*/config.json'))
     found = sorted(path.glob('*.json'))
     if not folders and not found:
-        raise RunError(f"'{path}' holds no run: name a run's --workdir, or a folder of results")
+        raise RunError(f"'{path}' contains no run: give a run's --workdir, or a folder of results")
     return [from_workdir(f) for f in folders] + [check(read_json(p), p) for p in found]
 
 
 def check(run: dict, path: pathlib.Path) -> dict:
-    """The run itself; RunError unless it is done."""
+    """Returns the run; raises RunError unless it finished."""
     if not {'status', 'config', 'final_error', 'epoch'} <= set(run):
         raise RunError(f"'{path}' is not the record of a run: leave it out")
     if run['status'] != 'done':
@@ -45,7 +45,7 @@ def check(run: dict, path: pathlib.Path) -> dict:
 
 
 def from_workdir(folder: pathlib.Path) -> dict:
-    """A run's summary, and its metrics at every evaluation."""
+    """Reads a run's summary, and its metrics at every evaluation."""
     if not (folder / 'summary.json').exists():
         raise RunError(
             f"the run in '{folder}' did not finish (it has no summary.json): only finished runs "
@@ -53,7 +53,7 @@ def from_workdir(folder: pathlib.Path) -> dict:
         )
     run = check(read_json(folder / 'summary.json'), folder)
     run['name'] = run_name(folder)
-    run['config']['data.dir'] = ''  # where this machine keeps things is no one else's concern
+    run['config']['data.dir'] = ''  # specific to this machine
     run['command'] = shlex.join(
         re.sub('^--workdir=/.*', f'--workdir=runs/{run["name"]}', word)
         for word in shlex.split(run['command'])
@@ -62,7 +62,7 @@ def from_workdir(folder: pathlib.Path) -> dict:
     path = folder / 'metrics.jsonl'
     try:
         if run.pop('metrics_sha256', None) not in (None, file_sha256(path)):
-            raise ValueError('it does not match its SHA-256')
+            raise ValueError('its SHA-256 does not match')
         lines = [json.loads(line) for line in path.open()]
     except (OSError, ValueError) as e:
         raise RunError(f"'{path}' is damaged ({e}): leave the run out") from None
@@ -77,7 +77,7 @@ def run_name(folder: pathlib.Path) -> str:
 
 
 def epochs(lines: list[dict]) -> list[list[float]]:
-    """One row of COLUMNS an evaluation, the training columns means since the one before."""
+    """Returns a row of COLUMNS per evaluation; training values are means since the previous one."""
     rows, since, last = [], [], 0
     for line in lines:
         if line['kind'] == 'train':
@@ -93,10 +93,10 @@ def epochs(lines: list[dict]) -> list[list[float]]:
 
 
 def collect(run: dict, folder: pathlib.Path) -> pathlib.Path:
-    """Writes a run as one small file, a key a line; RunError if another run has its name."""
+    """Writes a run as a JSON file, one key per line; RunError if another run has its name."""
     path = folder / f'{run["name"]}.json'
     if path.exists() and read_json(path)['config'] != run['config']:
-        raise RunError(f"'{path}' is of a run with another config: rename either")
+        raise RunError(f"'{path}' belongs to a run with a different config: rename one of them")
     folder.mkdir(parents=True, exist_ok=True)
     lines = (f'{json.dumps(k)}: {json.dumps(v)}' for k, v in run.items())
     path.write_text('{\n' + ',\n'.join(lines) + '\n}\n')

@@ -1,11 +1,10 @@
-"""What dropout, augmentation and global average pooling are worth on CIFAR-10, trial by trial.
+"""The effect of dropout, augmentation and global average pooling on CIFAR-10.
 
     python -m launch.sweep --sweep=experiments/sweeps/cifar10_ablations.py --study=ablations
 
-What it answers: section 4.6's question and table 1's, each run the whole schedule on the 40,000
-training images and scored on the 10,000 validation images.
-What it costs: 6 trials of 81,000 steps, 14 PFLOP each. Needs `python -m experiments.prepare
-cifar10`.
+Question: the comparisons of section 4.6 and table 1. Each trial runs the whole schedule on the
+40,000 training images and is scored on the 10,000 validation images.
+Cost: 6 trials of 81,000 steps, 14 PFLOP each. Needs `python -m experiments.prepare cifar10`.
 """
 
 from experiments.space import Sweep

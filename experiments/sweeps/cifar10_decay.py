@@ -1,11 +1,11 @@
-"""Learning rate and weight decay of the CIFAR-10 network, every combination, a tenth as long.
+"""A grid over learning rate and weight decay on CIFAR-10, with a tenth of the schedule.
 
     python -m launch.sweep --sweep=experiments/sweeps/cifar10_decay.py --study=cifar10_decay
 
-What it answers: the paper takes "weight decay" and learning rate from Maxout's procedure without
-giving either; how much depends on the authors' 0.1 and 0.0001?
-What it costs: 20 trials of 8,100 steps (40,000 training images), 1.4 PFLOP each: minutes a trial on
-a GPU, a day on a CPU. Needs `python -m experiments.prepare cifar10`.
+Question: the paper takes weight decay and learning rate from the Maxout procedure without giving
+the values. How sensitive is the error to the authors' 0.1 and 0.0001?
+Cost: 20 trials of 8,100 steps (40,000 training images), 1.4 PFLOP each: minutes per trial on a GPU,
+a day in total on a CPU. Needs `python -m experiments.prepare cifar10`.
 """
 
 from experiments.space import Sweep, choice

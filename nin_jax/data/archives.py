@@ -6,11 +6,11 @@ import tarfile
 import time
 from pathlib import Path
 
+from nin_jax.console import track
 from nin_jax.errors import DataError
 from nin_jax.files import file_sha256
 
-TRIES = 3
-GIVE_UP_S = 5.0  # so that a machine with no network hears so within 10 seconds
+TRIES = 3  # without a network, all of them fail within 10 seconds
 MAX_UNPACKED_BYTES = 2 << 30  # ten times the largest of them, CIFAR-10 at 184 MB
 _CHUNK = 1 << 20
 
@@ -19,7 +19,7 @@ def find(folder: str, names: list[str]) -> dict[str, Path]:
     """Searches `folder` recursively for files called `names`; returns {name: path}.
 
     Raises:
-      DataError: no such folder, or a name found not once.
+      DataError: there is no such folder, or it does not hold each name exactly once.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -35,10 +35,10 @@ def find(folder: str, names: list[str]) -> dict[str, Path]:
 
 
 def check(path: Path) -> None:
-    """Reads an archive through, so that a truncated or unsafe one is named before TFDS sees it.
+    """Reads a whole archive, so that a truncated or unsafe one is reported before TFDS opens it.
 
     Raises:
-      DataError: damaged, too large when unpacked, or a tar with members outside its folder.
+      DataError: it is damaged, too large when unpacked, or a tar with members outside its folder.
     """
     try:
         if path.name.endswith('.gz'):
@@ -49,7 +49,7 @@ def check(path: Path) -> None:
             _check_mat(path)
     except (DataError, PermissionError):
         raise
-    except Exception as error:  # the readers of damaged files raise a dozen kinds
+    except Exception as error:  # readers raise a dozen types on damaged files
         raise DataError(
             f'{path} is damaged ({type(error).__name__}: {error}): fetch it again'
         ) from error
@@ -80,7 +80,7 @@ def _check_tar(path: Path) -> None:
 def _check_mat(path: Path) -> None:
     import scipy.io
 
-    # The header is looked at first, as reading allocates whatever size it states.
+    # Check the header first: reading allocates whatever size it states.
     shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
     count = shapes['X'][-1]
     if shapes['X'] != (32, 32, 3, count) or shapes['y'] != (count, 1) or count > 1_000_000:
@@ -98,18 +98,34 @@ def fetch(
     read_s: float = 20.0,
     pause_s: float = 0.5,
 ) -> None:
-    """Downloads `url` to `path`, which appears only when it is whole and the right one.
+    """Downloads `url` to `path`, which appears only when it is complete and has the SHA-256.
 
-    Refused and dropped connections and server errors are tried again, `TRIES` times in all, but
-    not once `GIVE_UP_S` have gone without a byte.
+    Broken connections and server errors are retried, `TRIES` attempts in all.
+
+    Args:
+      url, path: from where, to where.
+      sha256, size: of the official file; in hex, and in bytes.
+      connect_s, read_s: how long to wait for a connection, and for each of its answers.
+      pause_s: before the second attempt.
 
     Raises:
-      DataError: what went wrong, in one sentence.
+      DataError: it cannot be downloaded, or is not the official file.
     """
+    import requests
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'{path.name}.incomplete')
     try:
-        _try_to_stream(url, temporary, size, (connect_s, read_s), pause_s)
+        for attempt in range(1, TRIES + 1):
+            try:  # urllib3's Retry would not cover a connection that breaks in the middle of a file
+                _stream(url, temporary, size, (connect_s, read_s))
+                break
+            except requests.RequestException as error:
+                status = getattr(error.response, 'status_code', None)
+                if attempt == TRIES or (status is not None and status < 500):
+                    reason = f'HTTP status {status}' if status else type(error).__name__
+                    raise DataError(f'cannot download {url} ({reason})') from error
+                time.sleep(pause_s * attempt)
         got = file_sha256(temporary)
         if got != sha256:
             raise DataError(f'{url} is not the official file: sha256 {got}, expected {sha256}')
@@ -118,37 +134,13 @@ def fetch(
         temporary.unlink(missing_ok=True)
 
 
-def _try_to_stream(
-    url: str, path: Path, size: int, timeout: tuple[float, float], pause_s: float
-) -> None:
-    import requests
-
-    start = time.monotonic()
-    for attempt in range(1, TRIES + 1):
-        path.unlink(missing_ok=True)
-        try:
-            return _stream(url, path, size, timeout)
-        except requests.RequestException as error:
-            status = getattr(error.response, 'status_code', None)
-            unanswered = not path.exists() and time.monotonic() - start > GIVE_UP_S
-            if attempt == TRIES or unanswered or (status is not None and status < 500):
-                reason = f'HTTP status {status}' if status else type(error).__name__
-                raise DataError(f'cannot download {url} ({reason})') from error
-        time.sleep(pause_s * attempt)
-
-
 def _stream(url: str, path: Path, size: int, timeout: tuple[float, float]) -> None:
     import requests
-    import tqdm
 
-    with requests.get(url, stream=True, timeout=timeout) as response:
+    with requests.get(url, stream=True, timeout=timeout) as response, path.open('wb') as file:
         response.raise_for_status()
-        with (
-            path.open('wb') as file,
-            tqdm.tqdm(desc=url.rsplit('/', 1)[-1], total=size, unit='B', unit_scale=True) as bar,
-        ):
-            for chunk in response.iter_content(_CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-                if file.tell() > size:
-                    raise DataError(f'{url} is not the official file: over {size:,} bytes')
+        chunks = response.iter_content(_CHUNK)
+        for chunk in track(chunks, url.rsplit('/', 1)[-1], total=-(-size // _CHUNK)):
+            file.write(chunk)
+            if file.tell() > size:
+                raise DataError(f'{url} is not the official file: over {size:,} bytes')

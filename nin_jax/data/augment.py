@@ -1,4 +1,4 @@
-"""What training does to its images and labels, and evaluation to its images, on the accelerator.
+"""Data augmentation in training, and the views of test-time augmentation, on the accelerator.
 
 Crops and mirror images are the paper's; the rest belongs to the modern recipe
 (experiments/configs/_modern.py). Each function is a pure one of the key and the whole batch,
@@ -34,7 +34,7 @@ class Augment:
     def __call__(
         self, key: jax.Array, x_BHWC: jax.Array, labels_B: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """(images, what to predict): the labels_B themselves, or targets_BK that sum to 1."""
+        """Returns images_BHWC and what to predict: labels_B, or targets_BK that sum to 1."""
         pad, hole = self._scaled(self.crop_pad, x_BHWC), self._scaled(self.cutout, x_BHWC)
         x_BHWC = crop_and_flip(key, x_BHWC, pad=pad, flip=self.flip)
         if hole:  # crop_and_flip has drawn from the keys 0 and 1
@@ -67,7 +67,7 @@ def crop_and_flip(key: jax.Array, x_BHWC: jax.Array, pad: int = 4, flip: bool = 
     height, width, channels = x_BHWC.shape[1:]
     offset_B2, flip_B = _draw(key, len(x_BHWC), pad)
 
-    def crop(image_HWC, offset_2):
+    def crop(image_HWC: jax.Array, offset_2: jax.Array) -> jax.Array:
         start = (offset_2[0], offset_2[1], 0)
         return jax.lax.dynamic_slice(image_HWC, start, (height, width, channels))
 
@@ -79,7 +79,7 @@ def crop_and_flip(key: jax.Array, x_BHWC: jax.Array, pad: int = 4, flip: bool = 
     return x_BHWC
 
 
-def _draw(key, batch, pad):
+def _draw(key: jax.Array, batch: int, pad: int) -> tuple[jax.Array, jax.Array]:
     """Crop offsets 0..2*pad, (B, 2) as row and column, and flips, (B,) bool."""
     offset_key, flip_key = jax.random.split(key)
     offset_B2 = jax.random.randint(offset_key, (batch, 2), 0, 2 * pad + 1)
@@ -118,8 +118,8 @@ def mix(
         size_2 = jnp.array([height, width])
         share_B1 = jax.random.beta(box_key, cutmix, cutmix, (batch, 1))
         half_B2 = jnp.sqrt(1 - share_B1) * size_2 / 2
-        centre_B2 = jax.random.uniform(place_key, (batch, 2)) * size_2
-        start_B2, end_B2 = jnp.round(centre_B2 - half_B2), jnp.round(centre_B2 + half_B2)
+        center_B2 = jax.random.uniform(place_key, (batch, 2)) * size_2
+        start_B2, end_B2 = jnp.round(center_B2 - half_B2), jnp.round(center_B2 + half_B2)
         outside_BHW1 = 1.0 - _box(start_B2, end_B2, height, width)
         coin_B111 = jax.random.bernoulli(coin_key, 0.5, (batch, 1, 1, 1))
         own_BHW1 = jnp.where(coin_B111, own_BHW1, outside_BHW1) if mixup else outside_BHW1
@@ -128,7 +128,7 @@ def mix(
     return mixed_BHWC.astype(x_BHWC.dtype), share_B1 * targets_BK + (1 - share_B1) * other_BK
 
 
-def _box(start_B2, end_B2, height, width):
+def _box(start_B2: jax.Array, end_B2: jax.Array, height: int, width: int) -> jax.Array:
     """(B, H, W, 1) bool: the pixels from `start` to before `end`, rows and columns."""
     inside = [
         (jnp.arange(size) >= start_B2[:, axis, None]) & (jnp.arange(size) < end_B2[:, axis, None])

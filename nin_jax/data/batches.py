@@ -12,6 +12,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any, Protocol
 
 import jax
@@ -268,7 +269,7 @@ class Stream:
         )
 
 
-def import_grain():
+def import_grain() -> ModuleType:
     """The package that only streams need; it takes seconds to import.
 
     Raises:

@@ -5,8 +5,8 @@
         ... the same for every other TFDS part ...
         index.json        class names, sha256 of every file, and of TFDS's dataset_info.json
 
-A cache is written to a temporary folder and renamed, so it is whole or absent. Each file is checked
-against its digest whenever it is opened.
+A cache is written to a temporary folder and renamed, so it is complete or absent. Each file is
+checked against its SHA-256 whenever it is opened.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nin_jax.errors import DataError, UserError
+from nin_jax.errors import DataError, UserError, from_os_error
 from nin_jax.files import file_sha256, lock, verify_checksum, with_checksum
 
 if TYPE_CHECKING:
@@ -40,7 +41,11 @@ def data_root(data_dir: str = '') -> Path:
 
 
 def prepared(name: str, dataset: Dataset, root: Path) -> bool:
-    """Whether TFDS holds the dataset in `root`; raises DataError if in a format we cannot read."""
+    """Whether TFDS has prepared the dataset in `root`.
+
+    Raises:
+      DataError: it has, in a format that needs TensorFlow, or its files are damaged.
+    """
     info = root / name / dataset.version / 'dataset_info.json'
     if not info.exists():
         return False
@@ -86,15 +91,18 @@ def ready(name: str, dataset: Dataset, root: Path) -> Path:
             if not _up_to_date(folder, source):
                 _build(name, dataset, root, folder, source)
     except OSError as error:
-        raise DataError(f'the cache {folder} cannot be written: {error}') from error
+        failure = DataError(f'the cache {folder} cannot be written: {error}')
+        failure.exit_status = from_os_error(error).exit_status  # a full disk passes
+        raise failure from error
     return folder
 
 
 @contextlib.contextmanager
-def locked(root: Path, name: str, wait_s: float):
-    """Holds the lock on a dataset; the system frees it when a process dies.
+def locked(root: Path, name: str, wait_s: float) -> Iterator[None]:
+    """Holds the lock on a dataset; the system releases it when the process dies.
 
-    Raises DataError if another process still holds it after `wait_s` seconds.
+    Raises:
+      DataError: another process still holds it after `wait_s` seconds.
     """
     path = root / FOLDER / f'{name}.lock'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,28 +138,28 @@ def read_part(folder: Path, part: str, digests: dict[str, str]) -> tuple[np.ndar
 
 
 def _record(name: str, dataset: Dataset, root: Path) -> Path:
-    """Where `prepare` leaves the digests of what it wrote; TFDS itself keeps none."""
+    """Where `prepare` keeps the digests of the files that it wrote; TFDS itself keeps none."""
     return root / FOLDER / f'{name}-{dataset.version}.json'
 
 
 def record_files(name: str, dataset: Dataset, root: Path, folder: Path) -> None:
-    """Notes the sha256 of every file of a prepared TFDS folder."""
+    """Records the SHA-256 of every file of a prepared TFDS folder."""
     digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     _record(name, dataset, root).write_text(json.dumps(with_checksum(digests), indent=2) + '\n')
 
 
 def _check_files(name: str, dataset: Dataset, root: Path) -> None:
-    """Raises DataError if a TFDS file is not as we wrote it; what others prepared is not known."""
+    """Raises DataError if a file has changed since `prepare` wrote it; others keep no record."""
     record, folder = _record(name, dataset, root), root / name / dataset.version
     if not record.exists():
         return
-    mend = f'delete {folder} and run  python -m experiments.prepare {name}'
+    fix = f'delete {folder} and run  python -m experiments.prepare {name}'
     try:
         for file, digest in verify_checksum(json.loads(record.read_text())).items():
             if file_sha256(folder / file) != digest:
-                raise DataError(f'{folder / file} is damaged: {mend}')
+                raise DataError(f'{folder / file} is damaged: {fix}')
     except (OSError, ValueError) as error:
-        raise DataError(f'{folder} is damaged ({error}): {mend}') from error
+        raise DataError(f'{folder} is damaged ({error}): {fix}') from error
 
 
 def _damaged(path: Path) -> DataError:
@@ -159,9 +167,9 @@ def _damaged(path: Path) -> DataError:
 
 
 def _up_to_date(folder: Path, source: Path) -> bool:
-    """Whether a cache is there and was made from the TFDS dataset now beside it, if any."""
+    """Whether there is a cache, and it was made from the TFDS dataset beside it, if any."""
     if not (folder / 'index.json').exists():
-        # A folder without its index was not left by us half-written: it was damaged.
+        # The rename is atomic, so a folder without its index was damaged later.
         return folder.exists()
     if not source.exists():
         return True

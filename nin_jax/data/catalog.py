@@ -1,4 +1,4 @@
-"""The datasets: their published sizes and the paper's splits. Nothing here reads a file.
+"""The datasets: their published sizes and the paper's splits. Reads no file.
 
 A new dataset is one more entry of `DATASETS`.
 """
@@ -22,7 +22,7 @@ class Dataset:
       held_out: the validation images: an int is that many last images of 'train'; a dict is that
         many first images of each class of those parts.
       storage: 'tfds' (prepared, then cached as arrays), 'bundled' (arrays inside this package), or
-        'photos' (pictures of many sizes that stay on the disk; see photos.py).
+        'photos' (images of many sizes that stay on the disk; see photos.py).
       version: the TFDS version, e.g. '3.0.2'; '' for bundled arrays.
       short_side: for photos, the shorter side in pixels before image_shape is cropped.
       test_part: for photos, what TFDS calls the part behind split 'test'.
@@ -37,6 +37,11 @@ class Dataset:
     version: str = ''
     short_side: int = 0
     test_part: str = 'test'
+
+    @property
+    def held_out_last(self) -> int:
+        """Validation images at the end of 'train'."""
+        return self.held_out if isinstance(self.held_out, int) else 0
 
     @property
     def training_parts(self) -> tuple[str, ...]:
@@ -102,14 +107,22 @@ DATASETS: dict[str, Dataset] = {
 
 
 def lookup(name: str) -> Dataset:
-    """Returns `DATASETS[name]`; raises ConfigError, with the nearest name, if there is none."""
+    """Returns `DATASETS[name]`.
+
+    Raises:
+      ConfigError: there is no such dataset; suggests the closest name.
+    """
     if name not in DATASETS:
         raise ConfigError(f'no dataset {name!r}{did_you_mean(name, DATASETS)}')
     return DATASETS[name]
 
 
 def parse_splits(splits: str) -> list[str]:
-    """The splits that a '+' joins; ConfigError for one that there is not, or twice."""
+    """Parses 'train+valid' into split names.
+
+    Raises:
+      ConfigError: a split is unknown or named twice.
+    """
     wanted = splits.split('+')
     for split in wanted:
         if split not in SPLITS:
@@ -120,9 +133,10 @@ def parse_splits(splits: str) -> list[str]:
 
 
 def count(name: str, splits: str) -> int:
-    """How many images `load` would return, from the published numbers; reads nothing.
+    """The published number of images of the splits; reads no file.
 
-    Raises ConfigError for no such dataset or split.
+    Raises:
+      ConfigError: there is no such dataset or split.
     """
     dataset = lookup(name)
     total = 0
@@ -131,7 +145,7 @@ def count(name: str, splits: str) -> int:
             total += dataset.examples['test']
         for part in dataset.training_parts if split != 'test' else ():
             if isinstance(dataset.held_out, int):
-                held_out = dataset.held_out if part == 'train' else 0
+                held_out = dataset.held_out_last if part == 'train' else 0
             else:
                 held_out = dataset.num_classes * dataset.held_out.get(part, 0)
             total += held_out if split == 'valid' else dataset.examples[part] - held_out

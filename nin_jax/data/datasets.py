@@ -13,6 +13,9 @@ from nin_jax.data.catalog import Dataset, lookup, parse_splits
 from nin_jax.data.sources import Arrays
 from nin_jax.errors import DataError
 
+_Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # part -> images, labels
+_Parts = tuple[_Arrays, tuple[str, ...]]
+
 
 def load_arrays(name: str, splits: str, data_dir: str = '') -> Arrays:
     """Loads one split, or several joined by '+', into memory.
@@ -50,7 +53,7 @@ def load_arrays(name: str, splits: str, data_dir: str = '') -> Arrays:
     return Arrays(images_NHWC, labels_N, class_names)
 
 
-def _read_parts(name: str, dataset: Dataset, parts: list[str], data_dir: str):
+def _read_parts(name: str, dataset: Dataset, parts: list[str], data_dir: str) -> _Parts:
     """Returns {part: (images uint8 (N, H, W, C), labels int32 (N,))} and the class names."""
     if dataset.storage == 'bundled':
         return _read_bundled(name, dataset, parts)
@@ -67,7 +70,7 @@ def _read_parts(name: str, dataset: Dataset, parts: list[str], data_dir: str):
     return arrays, class_names
 
 
-def _read_bundled(name: str, dataset: Dataset, parts: list[str]):
+def _read_bundled(name: str, dataset: Dataset, parts: list[str]) -> _Parts:
     with np.load(Path(__file__).parent / 'assets' / f'{name}.npz', allow_pickle=False) as npz:
         arrays = {
             part: (npz[f'{part}_images'], npz[f'{part}_labels'].astype(np.int32)) for part in parts
@@ -75,7 +78,7 @@ def _read_bundled(name: str, dataset: Dataset, parts: list[str]):
     return arrays, tuple(str(k) for k in range(dataset.num_classes))
 
 
-def _check(name: str, dataset: Dataset, part: str, images: np.ndarray, labels: np.ndarray):
+def _check(name: str, dataset: Dataset, part: str, images: np.ndarray, labels: np.ndarray) -> None:
     if images.shape != (len(labels), *dataset.image_shape) or images.dtype != np.uint8:
         raise DataError(
             f'{name}/{part} holds {images.dtype} images of shape {images.shape} and {len(labels)} '
@@ -88,8 +91,8 @@ def _check(name: str, dataset: Dataset, part: str, images: np.ndarray, labels: n
         )
 
 
-def _rows(dataset: Dataset, split: str, arrays) -> list[tuple[str, np.ndarray]]:
-    """Which rows of which parts make up one split, as (part, row numbers) pairs."""
+def _rows(dataset: Dataset, split: str, arrays: _Arrays) -> list[tuple[str, np.ndarray]]:
+    """The rows of one split, as (part, row numbers) pairs."""
     if split == 'test':
         return [('test', np.arange(len(arrays['test'][1])))]
     rows = []
@@ -100,7 +103,7 @@ def _rows(dataset: Dataset, split: str, arrays) -> list[tuple[str, np.ndarray]]:
 
 
 def _held_out(dataset: Dataset, part: str, labels_N: np.ndarray) -> np.ndarray:
-    """Marks the validation images of a part: bool (N,). Never more than half of a small sample."""
+    """Marks the validation images of a part: bool (N,); at most half of a small sample."""
     mask_N = np.zeros(len(labels_N), bool)
     if isinstance(dataset.held_out, int):
         if part == 'train':

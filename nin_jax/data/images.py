@@ -104,11 +104,12 @@ def middle_square(image_HWC: np.ndarray) -> np.ndarray:
 
 def resize(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scales a uint8 image_HWC to (height, width) by Lanczos resampling, with antialiasing."""
+    height, width = size
     if image_HWC.shape[:2] == size:
         return image_HWC
     planes = [
         Image.fromarray(np.ascontiguousarray(image_HWC[..., c])).resize(
-            size[::-1], Image.Resampling.LANCZOS
+            (width, height), Image.Resampling.LANCZOS
         )
         for c in range(image_HWC.shape[-1])
     ]

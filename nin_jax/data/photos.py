@@ -11,7 +11,7 @@ evaluation.
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -33,12 +33,15 @@ class Records(Protocol):
 
 
 class FolderRecords:
-    """A folder of folders of pictures, each named for its class; classes alternate."""
+    """A folder with a folder of pictures for each class; classes alternate."""
 
     def __init__(self, folder: Path):
         classes = sorted(path for path in folder.iterdir() if path.is_dir())
         self.class_names = tuple(path.name for path in classes)
-        columns = [[(p, k) for p in sorted(path.iterdir())] for k, path in enumerate(classes)]
+        columns = [
+            [(p, k) for p in sorted(path.iterdir()) if not p.name.startswith('.')]
+            for k, path in enumerate(classes)
+        ]
         rows = itertools.zip_longest(*columns)
         self._files = [file for row in rows for file in row if file is not None]
 
@@ -57,7 +60,7 @@ class TfdsRecords:
         cache.require_tfds()
         import tensorflow_datasets as tfds  # lazily: a second or two
 
-        builder = tfds.builder(
+        builder: Any = tfds.builder(
             f'{name}:{dataset.version}', data_dir=root, file_format='array_record'
         )
         self._source = builder.as_data_source(part)
@@ -73,10 +76,10 @@ class TfdsRecords:
 
 @dataclasses.dataclass(frozen=True)
 class Photos:
-    """A split as a `sources.Source`; `len` is its number of images.
+    """A split on the disk, as a `sources.Source`; `len` is its number of images.
 
     Attributes:
-      dataset: for sizes and the published mean colour.
+      dataset: for sizes and the published mean color.
       pieces: records, and the rows of them that belong to the split.
       class_names: in label order.
     """
@@ -84,11 +87,17 @@ class Photos:
     dataset: Dataset
     pieces: tuple[tuple[Records, range], ...]
     class_names: tuple[str, ...]
-    in_memory: ClassVar[bool] = False
-    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
 
     def __len__(self) -> int:
         return sum(len(rows) for _, rows in self.pieces)
+
+    @property
+    def in_memory(self) -> bool:
+        return False
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.uint8)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -102,19 +111,20 @@ class Photos:
         """The number of images and the classes: reading every photograph would take hours."""
         return repr((len(self), self.class_names))
 
-    def take(self, indices_B: np.ndarray, keys_B2: np.ndarray | None):
-        """uint8 images_BHWC and int32 labels_B, cut out at random places if there are keys.
+    def take(
+        self, indices_B: np.ndarray, keys_B2: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 images_BHWC and int32 labels_B, cropped at random if there are keys.
 
-        Raises DataError for a picture that cannot be read.
+        Raises:
+          DataError: an image cannot be read.
         """
         images_BHWC = np.empty((len(indices_B), *self.dataset.image_shape), np.uint8)
         labels_B = np.empty(len(indices_B), np.int32)
         for i, index in enumerate(indices_B):
-            picture_HWC, labels_B[i] = self._read(int(index))
+            image_HWC, labels_B[i] = self._read(int(index))
             key_2 = None if keys_B2 is None else keys_B2[i]
-            images_BHWC[i] = cut(
-                picture_HWC, self.dataset.short_side, images_BHWC.shape[1:3], key_2
-            )
+            images_BHWC[i] = cut(image_HWC, self.dataset.short_side, images_BHWC.shape[1:3], key_2)
         return images_BHWC, labels_B
 
     def _read(self, index: int) -> tuple[np.ndarray, int]:
@@ -125,24 +135,26 @@ class Photos:
         raise IndexError(index)
 
     def load(self) -> Arrays:
-        """All of it in memory, as evaluation sees it."""
+        """Reads all images into memory, cropped as in evaluation."""
         return Arrays(*self.take(np.arange(len(self)), None), self.class_names)
 
 
 def cut(
-    picture_HWC: np.ndarray, short_side: int, size: tuple[int, int], key_2: np.ndarray | None
+    image_HWC: np.ndarray, short_side: int, size: tuple[int, int], key_2: np.ndarray | None
 ) -> np.ndarray:
-    """Scales the shorter side to `short_side` and cuts out `size`: at a place that is a function of
-    the key, two integers, or in the middle without one."""
-    scale = short_side / min(picture_HWC.shape[:2])
-    height, width = (max(short_side, round(side * scale)) for side in picture_HWC.shape[:2])
-    picture = Image.fromarray(picture_HWC).resize((width, height), Image.Resampling.BILINEAR)
+    """Scales an image's shorter side to `short_side` pixels and crops it to `size`.
+
+    The crop's place is a function of the key, two integers; without one, it is the middle.
+    """
+    scale = short_side / min(image_HWC.shape[:2])
+    height, width = (max(short_side, round(side * scale)) for side in image_HWC.shape[:2])
+    scaled = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR)
     room = np.array([height - size[0], width - size[1]])
     top, left = room // 2
     if key_2 is not None:
         generator = np.random.Generator(np.random.Philox(key=key_2.astype(np.uint64)))
         top, left = generator.integers(0, room, endpoint=True)
-    return np.asarray(picture)[top : top + size[0], left : left + size[1]]
+    return np.asarray(scaled)[top : top + size[0], left : left + size[1]]
 
 
 def open_split(name: str, splits: str, data_dir: str = '', limit: int = 0) -> Photos:
@@ -162,10 +174,10 @@ def open_split(name: str, splits: str, data_dir: str = '', limit: int = 0) -> Ph
         if len(class_names) != dataset.num_classes:
             raise DataError(
                 f'{name} in {root} has {len(class_names)} classes, {dataset.num_classes} are '
-                'expected: complete it, or set num_classes in nin_jax/datasets.py'
+                'expected: complete it, or set num_classes in nin_jax/data/catalog.py'
             )
         count = len(records)
-        kept = count - min(dataset.held_out, count // 2)
+        kept = count - min(dataset.held_out_last, count // 2)
         rows = {'train': range(kept), 'valid': range(kept, count), 'test': range(count)}
         pieces += [(records, rows[split]) for split in part_splits if split in wanted]
     return _first(Photos(dataset, tuple(pieces), class_names), limit)

@@ -86,13 +86,14 @@ def fit_preprocess(config: ConfigDict, train: Source) -> Preprocess:
             zca_bias=settings.zca_bias,
             gcn_scale=settings.gcn_scale,
         )
-    if settings.recipe in preprocess.FITTED and settings.recipe != 'mean':
+    color = train.mean_color
+    if settings.recipe == 'mean' and color is not None:
+        return preprocess.mean_color(color)
+    if settings.recipe in preprocess.FITTED:
         raise ConfigError(
             f'preprocess.recipe={settings.recipe!r}: it is fitted to images in memory, and those '
             f"of {config.data.name} are on the disk: choose 'mean', 'scale' or 'gcn_lcn'"
         )
-    if settings.recipe == 'mean':
-        return preprocess.mean_color(train.mean_color)
     return Preprocess(settings.recipe)
 
 

@@ -1,7 +1,7 @@
 """Prepares a TFDS dataset without TensorFlow, from the official archives or by downloading them.
 
-All work happens in one temporary folder under <data_dir>/nin_jax_cache; the finished dataset is
-renamed into <data_dir>/<name>/<version>, so a killed run leaves nothing half-made.
+All work happens in a temporary folder under <data_dir>/nin_jax_cache, which is renamed to
+<data_dir>/<name>/<version> at the end: a killed run leaves nothing half-made.
 """
 
 import contextlib
@@ -10,25 +10,26 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nin_jax.data import archives, cache
 from nin_jax.data.catalog import Dataset, lookup
-from nin_jax.errors import DataError
+from nin_jax.errors import DataError, one_line
 
 
 def prepare(name: str, data_dir: str = '', archives_dir: str = '') -> None:
-    """Makes dataset `name` ready for training, and prints what it holds.
+    """Makes dataset `name` ready for training and prints its counts beside the published ones.
 
     Args:
-      name: a key of `datasets.DATASETS`.
+      name: a key of `catalog.DATASETS`.
       data_dir: the TFDS folder to write; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       archives_dir: a folder searched for the official archives; '' means download them.
 
     Raises:
       ConfigError: no such dataset.
-      DataError: an archive is missing, damaged or not to be had; nothing half-made is left.
+      DataError: an archive is missing, damaged or cannot be downloaded; nothing half-made is left.
       OSError: `data_dir` cannot be written.
     """
     dataset = lookup(name)
@@ -38,13 +39,13 @@ def prepare(name: str, data_dir: str = '', archives_dir: str = '') -> None:
     root = cache.data_root(data_dir)
     if dataset.storage == 'photos':
         raise DataError(
-            f'{name} is read as it is, from {root / name}: nin_jax/photos.py says which folders'
+            f'{name} is read as it is from {root / name}: nin_jax/data/photos.py has the layout'
         )
     if cache.prepared(name, dataset, root):
         print(f'{name} is already prepared in {root}')
     else:
         with cache.locked(root, name, wait_s=0):
-            if not cache.prepared(name, dataset, root):  # another process may just have done it
+            if not cache.prepared(name, dataset, root):  # another process may have done it
                 _build(name, dataset, root, archives_dir)
     folder = cache.ready(name, dataset, root)
     print(_report(name, dataset, root, folder))
@@ -71,11 +72,10 @@ def _build(name: str, dataset: Dataset, root: Path, archives_dir: str) -> None:
 def _run_tfds(name: str, dataset: Dataset, work: Path, root: Path, archives_dir: str) -> None:
     import tensorflow_datasets as tfds  # lazily: a second or two
 
-    from nin_jax.data.tfds_reader import first_line
     from nin_jax.data.tfds_without_tf import tfds_without_tensorflow
 
     with tfds_without_tensorflow(tfds.builder_cls(name)):
-        builder = tfds.builder(
+        builder: Any = tfds.builder(
             f'{name}:{dataset.version}', data_dir=work, file_format='array_record'
         )
         files = _official_files(name, builder, root, archives_dir)
@@ -92,10 +92,11 @@ def _run_tfds(name: str, dataset: Dataset, work: Path, root: Path, archives_dir:
                 )
         except Exception as error:  # whatever TFDS meets: a full disk, a file cut short, ...
             paths = ', '.join(str(path) for path in files.values())
-            raise DataError(f'{name} cannot be made from {paths} ({first_line(error)})') from error
+            reason = f'{type(error).__name__}: {one_line(error)}'
+            raise DataError(f'{name} cannot be made from {paths} ({reason})') from error
 
 
-def _official_files(name: str, builder, root: Path, archives_dir: str) -> dict[str, Path]:
+def _official_files(name: str, builder: Any, root: Path, archives_dir: str) -> dict[str, Path]:
     """Returns {url: file}, found or downloaded; the urls and sha256 are those TFDS registers."""
     infos = {info.filename: (url, info) for url, info in sorted(builder.url_infos.items())}
     if archives_dir:
@@ -103,7 +104,7 @@ def _official_files(name: str, builder, root: Path, archives_dir: str) -> dict[s
     else:
         folder = root / 'downloads' / name
         files = {filename: folder / filename for filename in infos}
-    remade = []
+    unofficial = []
     for filename, (url, info) in infos.items():
         path = files[filename]
         if not archives_dir and not path.exists():
@@ -111,19 +112,19 @@ def _official_files(name: str, builder, root: Path, archives_dir: str) -> dict[s
                 archives.fetch(url, path, info.checksum, int(info.size))
             except DataError as error:
                 raise DataError(
-                    f'{error}: mend the network or proxy, or get {", ".join(infos)} by other means '
+                    f'{error}: fix the network or proxy, or get {", ".join(infos)} by other means '
                     f'and run  python -m experiments.prepare {name} --archives=FOLDER'
                 ) from error
         if cache.file_sha256(path) != info.checksum:
             archives.check(path)
-            remade.append(filename)
-    if remade:
-        print(f'{name}: sha256 differs from the official for {", ".join(remade)}')
+            unofficial.append(filename)
+    if unofficial:
+        print(f'{name}: sha256 differs from the official for {", ".join(unofficial)}')
     return {url: files[filename] for filename, (url, _) in infos.items()}
 
 
-def _stage(name: str, url: str, info, path: Path, downloads: Path) -> None:
-    """Puts a file where TFDS looks for what it has downloaded already."""
+def _stage(name: str, url: str, info: Any, path: Path, downloads: Path) -> None:
+    """Links a file to where TFDS keeps its downloads."""
     from tensorflow_datasets.core.download import resource
 
     staged = downloads / name / resource.get_dl_fname(url, info.checksum)
@@ -133,7 +134,7 @@ def _stage(name: str, url: str, info, path: Path, downloads: Path) -> None:
 
 
 def _report(name: str, dataset: Dataset, root: Path, folder: Path) -> str:
-    """Describes the prepared dataset beside the published facts."""
+    """The prepared dataset's counts and channel means beside the published ones."""
     class_names, digests = cache.read_index(folder)
     lines = [
         f'{name} {dataset.version} in {root}, {len(class_names)} classes',
@@ -159,7 +160,7 @@ def _report(name: str, dataset: Dataset, root: Path, folder: Path) -> str:
 
 
 def _channel_means(images_NHWC: np.ndarray) -> np.ndarray:
-    """Mean of each channel, float64 (C,), pixels in 0..1; exact, as the sums are integers."""
+    """Mean of each channel, float64 (C,), of pixels in 0..1; exact: the sums are integers."""
     sums = np.zeros(images_NHWC.shape[-1], np.int64)
     for start in range(0, len(images_NHWC), 10_000):
         sums += images_NHWC[start : start + 10_000].sum(axis=(0, 1, 2), dtype=np.int64)

@@ -6,10 +6,10 @@
 Recipes (pylearn2, scripts/papers/maxout and scripts/datasets):
 
     scale     pixel / 255                                             MNIST
-    gcn_zca   global contrast normalisation to norm 55, then ZCA      CIFAR-10, CIFAR-100
-    gcn_lcn   global, then local contrast normalisation               SVHN
+    gcn_zca   global contrast normalization to norm 55, then ZCA      CIFAR-10, CIFAR-100
+    gcn_lcn   global, then local contrast normalization               SVHN
     patch_zca GCN to RMS 1, then ZCA of 5x5 patches                   not in the paper: :fast
-    mean      less the training images' mean colour                   ImageNet (Caffe; not fitted)
+    mean      minus the training images' mean color                   ImageNet (as in Caffe)
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,23 +30,24 @@ from nin_jax.config import CHOICES
 from nin_jax.errors import CheckpointError, ConfigError, DataError, SaveError
 
 RECIPES = CHOICES['preprocess.recipe']
-FITTED = ('gcn_zca', 'patch_zca', 'mean')  # these look at the training images
-PRECOMPUTED = (
-    'gcn_zca',
-    'patch_zca',
-)  # too expensive for every step: applied once, to the whole split
+FITTED = ('gcn_zca', 'patch_zca', 'mean')  # fitted to the training images
+PRECOMPUTED = ('gcn_zca', 'patch_zca')  # too expensive for every step: applied to a split once
 ARRAYS = ('mean_HWC', 'whiten_DD', 'kernel_HWIO')  # fields of Preprocess
 HIGHEST = jax.lax.Precision.HIGHEST  # TF32 would keep 3 digits of a whitened pixel
 
+Images = np.ndarray | jax.Array  # uint8 or float, (B, H, W, C)
 
-def global_contrast_normalize(x_BHWC, scale: float = 55.0, min_divisor: float = 1e-8):
-    """Takes off each image's mean over all its values and sets its L2 norm to `scale`.
 
-    Float32 of any (B, H, W, C) in and out. An image whose norm / scale is below min_divisor is
-    left undivided. Source: pylearn2 expr/preprocessing.py, use_std=False, sqrt_bias=0.
+def global_contrast_normalize(
+    x_BHWC: jax.Array, scale: float = 55.0, min_divisor: float = 1e-8
+) -> jax.Array:
+    """Subtracts each image's mean over all its values and sets its L2 norm to `scale`.
+
+    Float32 (B, H, W, C) of any size. An image whose norm / scale is below `min_divisor` is not
+    divided. Source: pylearn2 expr/preprocessing.py, use_std=False, sqrt_bias=0.
     """
-    # A flat image must become exactly 0, but at some sizes a compiled mean is off by a rounding,
-    # which the division would blow up to norm `scale`; this first difference is exact.
+    # A flat image must become exactly 0. At some sizes a compiled mean has a rounding error, which
+    # the division would scale up to norm `scale`; this first difference is exact.
     x_BHWC = x_BHWC - x_BHWC[:, :1, :1, :1]
     x_BHWC = x_BHWC - x_BHWC.mean((1, 2, 3), keepdims=True)
     divisor_B111 = jnp.sqrt(jnp.sum(x_BHWC**2, (1, 2, 3), keepdims=True)) / scale
@@ -53,23 +55,23 @@ def global_contrast_normalize(x_BHWC, scale: float = 55.0, min_divisor: float = 
 
 
 def local_contrast_normalize(
-    x_BHWC, kernel_size: int = 7, sigma: float = 2.0, threshold: float = 1e-4
-):
-    """Takes off each pixel's Gaussian-weighted neighbourhood mean and divides by its RMS.
+    x_BHWC: jax.Array, kernel_size: int = 7, sigma: float = 2.0, threshold: float = 1e-4
+) -> jax.Array:
+    """Subtracts the Gaussian-weighted mean around each pixel and divides by the RMS around it.
 
-    Float32 of any (B, H, W, C) in and out, each channel alone, zeros around the picture. The
-    divisor is the greatest of the RMS there (of x before the mean goes), the channel's mean RMS
+    Float32 (B, H, W, C) of any size, each channel on its own, with zeros around the image. The
+    divisor is the largest of the local RMS (before the mean is subtracted), the channel's mean RMS
     and `threshold`. Source: LeCunLCN in pylearn2 datasets/preprocessing.py of December 2013;
-    versions from 17 January 2014 on leave the loop early and normalise red alone.
+    versions from 17 January 2014 on leave the loop early and normalize red alone.
     """
     rms_BHWC = jnp.sqrt(_blur(x_BHWC**2, kernel_size, sigma))
     floor_B11C = jnp.maximum(rms_BHWC.mean((1, 2), keepdims=True), threshold)
-    centred_BHWC = x_BHWC - _blur(x_BHWC, kernel_size, sigma)
-    return centred_BHWC / jnp.maximum(rms_BHWC, floor_B11C)
+    centered_BHWC = x_BHWC - _blur(x_BHWC, kernel_size, sigma)
+    return centered_BHWC / jnp.maximum(rms_BHWC, floor_B11C)
 
 
-def _blur(x_BHWC, kernel_size, sigma):
-    """Gaussian of sum 1: sums of shifted pictures, so no convolution's precision matters."""
+def _blur(x_BHWC: jax.Array, kernel_size: int, sigma: float) -> jax.Array:
+    """Gaussian filter of sum 1, by sums of shifted images: no convolution's precision matters."""
     mid = kernel_size // 2
     taps = np.exp(-((np.arange(kernel_size) - mid) ** 2) / (2 * sigma**2))
     taps /= taps.sum()
@@ -77,14 +79,15 @@ def _blur(x_BHWC, kernel_size, sigma):
         size = x_BHWC.shape[axis]
         pad = [(mid, mid) if a == axis else (0, 0) for a in range(4)]
         padded = jnp.pad(x_BHWC, pad)
-        x_BHWC = sum(
-            np.float32(tap) * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
-            for i, tap in enumerate(taps)
-        )
+        shifted = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(kernel_size)]
+        weighted = [np.float32(tap) * x for tap, x in zip(taps, shifted, strict=True)]
+        x_BHWC = jnp.asarray(sum(weighted))
     return x_BHWC
 
 
-def fit_zca(images_NHWC, scale: float = 55.0, bias: float = 0.1, chunk: int = 5000):
+def fit_zca(
+    images_NHWC: np.ndarray, scale: float = 55.0, bias: float = 0.1, chunk: int = 5000
+) -> tuple[np.ndarray, np.ndarray]:
     """Fits ZCA to globally contrast normalised uint8 images, in float64 throughout.
 
     Returns (mean_HWC, whiten_DD), float32, D = H*W*C: whitened = (x_D - mean_D) @ whiten_DD.
@@ -115,14 +118,16 @@ def fit_zca(images_NHWC, scale: float = 55.0, bias: float = 0.1, chunk: int = 50
     return mean_D.astype(np.float32).reshape(shape_HWC), whiten_DD.astype(np.float32)
 
 
-def fit_patch_zca(images_NHWC, bias: float = 0.1, side: int = 5, every: int = 5, chunk: int = 1000):
+def fit_patch_zca(
+    images_NHWC: np.ndarray, bias: float = 0.1, side: int = 5, every: int = 5, chunk: int = 1000
+) -> np.ndarray:
     """Fits ZCA to patches of contrast-normalized uint8 images, in float64.
 
     Natural images look alike at every position and scale, so one filter serves all pixels of images
     of any size: that of the patch's middle pixel.
 
     Args:
-      images_NHWC: uint8; every fifth image is looked at.
+      images_NHWC: uint8.
       bias: added to the covariance's eigenvalues; the images' values have RMS 1.
       side: of a patch, in pixels.
       every: uses one of so many images.
@@ -149,11 +154,11 @@ def fit_patch_zca(images_NHWC, bias: float = 0.1, side: int = 5, every: int = 5,
     return kernel_HWIO.astype(np.float32)
 
 
-def _unit_rms(x_BHWC):
+def _unit_rms(x_BHWC: jax.Array) -> jax.Array:
     return global_contrast_normalize(x_BHWC, math.sqrt(math.prod(x_BHWC.shape[1:])))
 
 
-def patch_whiten(x_BHWC, kernel_HWIO):
+def patch_whiten(x_BHWC: jax.Array, kernel_HWIO: np.ndarray | jax.Array) -> jax.Array:
     """Normalizes the contrast to RMS 1 and slides the patch filter; edge pixels are repeated."""
     pads = [(0, 0), *((side // 2, side // 2) for side in kernel_HWIO.shape[:2]), (0, 0)]
     return jax.lax.conv_general_dilated(
@@ -169,18 +174,28 @@ def patch_whiten(x_BHWC, kernel_HWIO):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocess:
-    """A fitted recipe: a pytree, so pass it into a jitted function rather than close over it."""
+    """A fitted recipe: a pytree, so pass it into a jitted function rather than close over it.
+
+    Attributes:
+      recipe: one of RECIPES.
+      gcn_scale: L2 norm of an image in 'gcn_zca'.
+      mean_HWC: float32: of 'gcn_zca', or the mean color (1, 1, C) of 'mean'; else None.
+      whiten_DD: float32, D = H*W*C, of 'gcn_zca'; else None.
+      kernel_HWIO: float32, of 'patch_zca'; else None.
+    """
 
     recipe: str = dataclasses.field(metadata={'static': True})
-    gcn_scale: float = dataclasses.field(default=55.0, metadata={'static': True})  # gcn_zca's
-    mean_HWC: jax.Array | np.ndarray | None = None  # gcn_zca's and mean's (1, 1, C), float32
-    whiten_DD: jax.Array | np.ndarray | None = None  # gcn_zca's, float32, D = H*W*C
-    kernel_HWIO: jax.Array | np.ndarray | None = None  # patch_zca's, float32
+    gcn_scale: float = dataclasses.field(default=55.0, metadata={'static': True})
+    mean_HWC: Any = None
+    whiten_DD: Any = None
+    kernel_HWIO: Any = None
 
-    def __call__(self, images_BHWC):
-        """Images of values 0..255 -> float32 (B, H, W, C).
+    def __call__(self, images_BHWC: Images) -> jax.Array:
+        """Preprocesses images with values 0..255: float32 (B, H, W, C).
 
-        `gcn_zca` takes the fitted size (else DataError), the other recipes any H and W.
+        Raises:
+          DataError: 'gcn_zca' gets images of another size than it was fitted to; the other recipes
+            take any height and width.
         """
         x_BHWC = _as_float(images_BHWC)
         if self.recipe == 'scale':
@@ -198,17 +213,17 @@ class Preprocess:
                 f'{_size(x_BHWC.shape[1:])}: fit it to images of that size, or use '
                 'whiten_any_size'
             )
-        centred_BHWC = global_contrast_normalize(x_BHWC, self.gcn_scale) - self.mean_HWC
-        flat_BD = centred_BHWC.reshape(x_BHWC.shape[0], -1)
+        centered_BHWC = global_contrast_normalize(x_BHWC, self.gcn_scale) - self.mean_HWC
+        flat_BD = centered_BHWC.reshape(x_BHWC.shape[0], -1)
         return jnp.matmul(flat_BD, self.whiten_DD, precision=HIGHEST).reshape(x_BHWC.shape)
 
     @property
-    def arrays(self) -> dict[str, jax.Array | np.ndarray | None]:
-        """The fitted arrays by field name; None for those that the recipe has not."""
+    def arrays(self) -> dict[str, Any]:
+        """The fitted arrays by field name; None for those that the recipe does not use."""
         return {name: getattr(self, name) for name in ARRAYS}
 
-    def any_size(self, images_BHWC):
-        """The same for images of any size: where the ZCA does not fit, `whiten_any_size`."""
+    def any_size(self, images_BHWC: Images) -> jax.Array:
+        """The same for images of any size; 'gcn_zca' falls back to `whiten_any_size`."""
         if self.recipe == 'gcn_zca' and images_BHWC.shape[1:] != self.mean_HWC.shape:
             return whiten_any_size(self, images_BHWC)
         return self(images_BHWC)
@@ -217,10 +232,17 @@ class Preprocess:
 def fit(
     recipe: str, images_NHWC: np.ndarray, *, zca_bias: float = 0.1, gcn_scale: float = 55.0
 ) -> Preprocess:
-    """Fits a recipe to uint8 training images; gcn_zca and mean look at them, the former at options.
+    """Fits a recipe to uint8 training images (N, H, W, C).
 
-    Raises ConfigError for an unknown recipe or an option that is not above 0, DataError for
-    images that are not a non-empty uint8 (N, H, W, C).
+    Args:
+      recipe: one of RECIPES.
+      images_NHWC: not used by recipes that are not in FITTED.
+      zca_bias: added to the eigenvalues of the covariance, by 'gcn_zca' and 'patch_zca'.
+      gcn_scale: L2 norm of an image in 'gcn_zca'.
+
+    Raises:
+      ConfigError: the recipe is unknown, or an option is not above 0.
+      DataError: the images are not uint8 (N, H, W, C), or there is none.
     """
     _check_recipe(recipe)
     for name, value in (('zca_bias', zca_bias), ('gcn_scale', gcn_scale)):
@@ -240,21 +262,23 @@ def fit(
     return Preprocess(recipe, float(gcn_scale), *fit_zca(images_NHWC, gcn_scale, zca_bias))
 
 
-def mean_color(mean_C) -> Preprocess:
-    """Recipe 'mean' for a mean colour, in 0..255, that is known already."""
+def mean_color(mean_C: np.ndarray) -> Preprocess:
+    """Recipe 'mean' with a known mean color, 0..255."""
     return Preprocess('mean', mean_HWC=np.asarray(mean_C, np.float32)[None, None])
 
 
-def whiten_any_size(preprocess: Preprocess, images_BHWC):
-    """Approximates gcn_zca on pictures of any size: values 0..255 -> float32 (B, H, W, C).
+def whiten_any_size(preprocess: Preprocess, images_BHWC: Images) -> jax.Array:
+    """Approximates 'gcn_zca' on images of any size with values 0..255: float32 (B, H, W, C).
 
-    ZCA has one filter for each pixel of the fitted size, nearly shifted copies of one another;
-    this slides the middle pixel's over the picture, edge pixels repeated beyond the border.
-    Exact at the middle of a picture of the fitted size. Elsewhere an approximation: on CIFAR-10
-    test images it is off by 10 % (RMS) around the middle and 28 % over the whole image, and on
-    larger pictures the contrast is normalised over the whole picture, to the RMS the fitted
-    images have, not window by window. Raises ConfigError for another recipe than gcn_zca and
-    DataError for another number of channels.
+    ZCA has one filter for each pixel of the fitted size, and they are nearly shifted copies of one
+    another. This slides the middle pixel's filter over the image, with edge pixels repeated beyond
+    the border. It is exact at the middle pixel of an image of the fitted size. On CIFAR-10 test
+    images it is off by 10 % (RMS) around the middle and by 28 % over the whole image. The contrast
+    of larger images is normalized over the whole image, to the RMS of the fitted ones.
+
+    Raises:
+      ConfigError: the recipe is not 'gcn_zca'.
+      DataError: the number of channels differs from that of the fitted images.
     """
     x_BHWC = _as_float(images_BHWC)
     if preprocess.recipe != 'gcn_zca':
@@ -268,8 +292,8 @@ def whiten_any_size(preprocess: Preprocess, images_BHWC):
         )
     y, x = height // 2, width // 2
     kernel_HWIO = preprocess.whiten_DD.reshape(2 * (height, width, channels))[:, :, :, y, x]
-    # Fitted images have mean 0, where ZCA's gain is bias**-0.5: without this a shifted window's
-    # mean, no longer 0, would swamp the rest. It takes that mean off, as the window's GCN would.
+    # Fitted images have mean 0, which ZCA amplifies by bias**-0.5. A shifted window's mean is not 0
+    # and would swamp the rest: subtract it, as GCN of the window would.
     kernel_HWIO = kernel_HWIO - kernel_HWIO.mean((0, 1, 2))
     mean_O = jnp.einsum('hwi,hwio->o', preprocess.mean_HWC, kernel_HWIO, precision=HIGHEST)
     same_rms = math.sqrt(math.prod(x_BHWC.shape[1:]) / preprocess.mean_HWC.size)
@@ -287,21 +311,25 @@ def whiten_any_size(preprocess: Preprocess, images_BHWC):
 
 
 def digest(preprocess: Preprocess) -> str:
-    """The sha256, in hex, of the recipe and its arrays.
+    """SHA-256, in hex, of the recipe and its arrays.
 
-    A ZCA fitted again to the same images on another machine may differ in its last bits, and so
-    in its digest: keep the saved one with the weights trained on it.
+    Fitting ZCA again on another machine may change the last bits, and so the digest: keep the saved
+    one with the weights that were trained on it.
     """
     sha = hashlib.sha256(f'{preprocess.recipe} {float(preprocess.gcn_scale)!r}'.encode())
     for array in preprocess.arrays.values():
         if array is not None:
             sha.update(f' {array.shape} '.encode())
-            sha.update(np.ascontiguousarray(array, '<f4'))
+            sha.update(np.ascontiguousarray(array, '<f4').data)
     return sha.hexdigest()
 
 
 def save(path: str | os.PathLike, preprocess: Preprocess) -> None:
-    """Writes an .npz with its digest inside, whole or not at all; CheckpointError if it cannot."""
+    """Writes an .npz that holds its digest, atomically.
+
+    Raises:
+      SaveError: it cannot be written.
+    """
     path = Path(path)
     arrays = {'recipe': preprocess.recipe, 'gcn_scale': np.float64(preprocess.gcn_scale)}
     arrays['digest'] = digest(preprocess)
@@ -322,7 +350,11 @@ def save(path: str | os.PathLike, preprocess: Preprocess) -> None:
 
 
 def load(path: str | os.PathLike) -> Preprocess:
-    """Reads what save() wrote; CheckpointError if it is missing, damaged or something else."""
+    """Reads what `save` wrote.
+
+    Raises:
+      CheckpointError: the file is missing, damaged or something else.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -341,15 +373,15 @@ def load(path: str | os.PathLike) -> Preprocess:
     return preprocess
 
 
-# Whatever zipfile and numpy raise over a damaged .npz.
+# What zipfile and numpy raise for a damaged .npz.
 _DAMAGE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
     *(MemoryError, OverflowError, zipfile.BadZipFile, zlib.error),
 )
 
 
-def _fits_together(preprocess):
-    """A right digest is not enough: save() signs whatever it is given."""
+def _fits_together(preprocess: Preprocess) -> bool:
+    """Whether the arrays are those of the recipe; the digest covers whatever `save` was given."""
     mean, whiten, kernel = preprocess.arrays.values()
     if preprocess.recipe == 'patch_zca':
         return kernel is not None and kernel.ndim == 4 and kernel.dtype == np.float32
@@ -366,16 +398,16 @@ def _fits_together(preprocess):
     )
 
 
-def _as_float(images_BHWC):
+def _as_float(images_BHWC: Images) -> jax.Array:
     if images_BHWC.ndim != 4:
         raise DataError(f'images have shape {images_BHWC.shape}: expected (B, H, W, C)')
     return jnp.asarray(images_BHWC, jnp.float32)
 
 
-def _check_recipe(recipe):
+def _check_recipe(recipe: str) -> None:
     if recipe not in RECIPES:
         raise ConfigError(f'unknown preprocessing {recipe!r}: choose {", ".join(RECIPES)}')
 
 
-def _size(shape_HWC):
+def _size(shape_HWC: tuple[int, ...]) -> str:
     return 'x'.join(map(str, shape_HWC))

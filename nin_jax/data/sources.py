@@ -1,8 +1,8 @@
-"""A split on the host: what the rest of the code knows of a dataset."""
+"""A split on the host: the interface of every dataset."""
 
 import dataclasses
 import hashlib
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -38,15 +38,20 @@ class Source(Protocol):
     def take(
         self, indices_B: np.ndarray, keys_B2: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """images_BHWC and int32 labels_B; cropped at random if there are keys."""
+        """Reads images_BHWC and int32 labels_B.
+
+        Args:
+          indices_B: which images.
+          keys_B2: two integers an image that decide its random crop; None for the middle.
+        """
         ...
 
     def load(self) -> 'Arrays':
-        """All images in memory, as evaluation sees them."""
+        """Reads all images into memory, cropped as in evaluation."""
         ...
 
     def fingerprint(self) -> str:
-        """A digest that is the same for all processes that read the same files."""
+        """A digest that is equal on all processes that read the same files."""
         ...
 
 
@@ -57,11 +62,17 @@ class Arrays:
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...] = ()
-    in_memory: ClassVar[bool] = True
-    mean_color: ClassVar[np.ndarray | None] = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def in_memory(self) -> bool:
+        return True
+
+    @property
+    def mean_color(self) -> None:
+        return None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,10 +1,11 @@
-"""Reads a prepared TFDS array_record dataset into arrays, quickly and in official order."""
+"""Reads a prepared TFDS array_record dataset into arrays, in official order."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -12,7 +13,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 from tensorflow_datasets.proto import tf_example_pb2
 
-from nin_jax.errors import DataError
+from nin_jax.console import track
+from nin_jax.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from nin_jax.data.catalog import Dataset
@@ -21,31 +23,33 @@ if TYPE_CHECKING:
 def read_part(name: str, dataset: Dataset, root: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Decodes one TFDS part to images uint8 (N, H, W, C) and labels int32 (N,).
 
-    TFDS writes examples shuffled by a hash of their key; this puts them back in the order of the
-    official archives: by the examples' ids, or, where there are none (MNIST), by undoing the hash,
-    whose keys are then 0, 1, 2, ...
+    TFDS shuffles the examples by a hash of their keys. This restores the order of the official
+    archives: by the examples' ids or, where there are none (MNIST), by inverting the hash, whose
+    keys are then 0, 1, 2, ...
 
     Raises:
       DataError: the TFDS files are damaged.
     """
-    builder = _builder(name, dataset, root)
+    builder, example = _builder(name, dataset, root), vars(tf_example_pb2)['Example']
     try:
-        # Parsing the protos here takes a third of the time of the generic decoder.
+        # Three times as fast as the generic decoder.
         records = builder.as_data_source(
             part, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
         images = np.empty((len(records), *dataset.image_shape), np.uint8)
         labels = np.empty(len(records), np.int32)
         ids = []
-        for row, record in enumerate(_in_batches(records)):
-            feature = tf_example_pb2.Example.FromString(record).features.feature
+        progress = track(_in_batches(records), f'decoding {part}', len(records))
+        for row, record in enumerate(progress):
+            feature = example.FromString(record).features.feature
             png = PIL.Image.open(io.BytesIO(feature['image'].bytes_list.value[0]), formats=['PNG'])
             images[row] = np.asarray(png).reshape(dataset.image_shape)
             labels[row] = feature['label'].int64_list.value[0]
             ids += feature['id'].bytes_list.value if 'id' in feature else []
     except Exception as error:
+        reason = f'{type(error).__name__}: {one_line(error)}'
         raise DataError(
-            f'{builder.data_dir} is damaged ({first_line(error)}): delete it and run  '
+            f'{builder.data_dir} is damaged ({reason}): delete it and run  '
             f'python -m experiments.prepare {name}'
         ) from error
     order = np.argsort(ids) if ids else _hash_order(part, len(labels))
@@ -57,23 +61,18 @@ def class_names(name: str, dataset: Dataset, root: Path) -> list[str]:
     return list(_builder(name, dataset, root).info.features['label'].names)
 
 
-def _builder(name: str, dataset: Dataset, root: Path):
+def _builder(name: str, dataset: Dataset, root: Path) -> Any:
     return tfds.builder(f'{name}:{dataset.version}', data_dir=root, file_format='array_record')
 
 
-def _in_batches(records, size: int = 1000):
-    """Yields every record; one by one they would take ten times as long to read."""
+def _in_batches(records: Any, size: int = 1000) -> Iterator[bytes]:
+    """Yields every record; reading them one by one takes ten times as long."""
     for start in range(0, len(records), size):
         yield from records.__getitems__(list(range(start, min(start + size, len(records)))))
 
 
 def _hash_order(part: str, count: int) -> np.ndarray:
-    """Where example 0, 1, ... of the archive landed: TFDS sorts by a hash salted with the part."""
+    """Row of example 0, 1, ... of the archive: TFDS sorts by a hash salted with the part."""
     hasher = hashing.Hasher(part)
     written = sorted(range(count), key=hasher.hash_key)
     return np.argsort(written)
-
-
-def first_line(error: Exception) -> str:
-    """The kind of an error and the first line of its message, as TFDS writes pages."""
-    return ': '.join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -9,13 +9,15 @@ The names are TFDS internals, so they are checked first.
 import contextlib
 import importlib
 import io
-import logging
 import sys
 import types
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import PIL.Image
 
+from nin_jax.console import quiet_absl
 from nin_jax.errors import DataError
 
 _STAND_IN_TF = types.SimpleNamespace(
@@ -25,8 +27,8 @@ _STAND_IN_TF = types.SimpleNamespace(
 
 
 @contextlib.contextmanager
-def tfds_without_tensorflow(builder_class: type):
-    """Within the block, preparing with `builder_class` needs no TensorFlow and hardly any retries.
+def tfds_without_tensorflow(builder_class: type) -> Iterator[None]:
+    """Within the block, preparing with `builder_class` needs no TensorFlow and retries once.
 
     Raises:
       DataError: this version of TFDS lacks one of the names replaced here.
@@ -39,23 +41,22 @@ def tfds_without_tensorflow(builder_class: type):
     ]
     if hasattr(sys.modules[builder_class.__module__], 'tf'):
         changes.append((builder_class.__module__, 'tf', _STAND_IN_TF))
-    absl_level = logging.getLogger('absl').level
-    logging.getLogger('absl').setLevel(logging.ERROR)  # 'has no dataset_info.json' and the like
     undo = []
     try:
-        _find(f'{core}.download.resource', 'get_dl_fname')  # used by nin_jax/prepare.py
+        _find(f'{core}.download.resource', 'get_dl_fname')  # used by prepare.py
         for module, dotted, value in changes:
             owner, attribute = _find(module, dotted)
             undo.append((owner, attribute, getattr(owner, attribute)))
             setattr(owner, attribute, value)
-        yield
+        with quiet_absl():  # 'has no dataset_info.json' and the like
+            yield
     finally:
         for owner, attribute, value in reversed(undo):
             setattr(owner, attribute, value)
-        logging.getLogger('absl').setLevel(absl_level)
 
 
-def _find(module: str, dotted: str):
+def _find(module: str, dotted: str) -> tuple[Any, str]:
+    """The object that holds the attribute, and the attribute's name."""
     try:
         owner = importlib.import_module(module)
         *path, attribute = dotted.split('.')
@@ -72,7 +73,7 @@ def _find(module: str, dotted: str):
     return owner, attribute
 
 
-def _encode_png(encoder, image: np.ndarray) -> bytes:
+def _encode_png(encoder: Any, image: np.ndarray) -> bytes:
     """Stands in for _ImageEncoder._encode_image: uint8 (H, W, C) to PNG bytes."""
     if image.dtype != np.uint8 or image.shape != tuple(encoder.shape):
         raise ValueError(f'expected uint8 {encoder.shape}, got {image.dtype} {image.shape}')

@@ -1,4 +1,4 @@
-"""What the paper compares itself with: the pieces of its baselines that NIN itself has no use for.
+"""Layers of the networks that the paper compares itself with; NIN does not use them.
 
 Locally connected layers and response normalisation are those of Hinton et al. 2012 (section 4.6);
 maxout units those of Goodfellow et al. 2013; the fully connected head is that of table 5.
@@ -27,9 +27,9 @@ def response_norm(
 
 
 class LocalConv(nnx.Module):
-    """A convolution whose weights and biases are each position's own, stride 1, size kept.
+    """A convolution with its own weights and biases at each position; stride 1, zero-padded.
 
-    The image's size is part of its weights: kernel (H, W, k * k * C in, C out), bias (H, W, C out).
+    The image's size is part of the weights: kernel (H, W, k * k * C in, C out), bias (H, W, C out).
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LocalConv(nnx.Module):
         self.side, self.size, self.dtype = kernel, size, dtype
 
     def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
-        del training  # as nin_jax.model.Conv, which may normalise
+        del training  # only Conv may normalize
         check_size(x_BHWC, self.size, 'a locally connected layer')
         (height, width), pads = self.size, (self.side // 2,) * 2
         x_BHWC = jnp.pad(x_BHWC.astype(self.dtype), ((0, 0), pads, pads, (0, 0)))
@@ -63,11 +63,11 @@ class LocalConv(nnx.Module):
             axis=-1,
         )
         y_BHWC = jnp.einsum('bhwi,hwio->bhwo', patches_BHWI, self.kernel[...].astype(self.dtype))
-        return (y_BHWC + self.bias[...]).astype(self.dtype)  # as in model.Conv
+        return (y_BHWC + self.bias[...]).astype(self.dtype)  # as in nin.Conv
 
 
 class FullyConnected(nnx.Module):
-    """The head that global average pooling replaces: every pixel of every map to every class."""
+    """The head that global average pooling replaces: a weight for each pixel, map and class."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class FullyConnected(nnx.Module):
         self.size, self.dtype = (height, width), dtype
 
     def __call__(self, maps_BHWC: jax.Array) -> jax.Array:
-        """logits_BK, float32."""
+        """float32 logits_BK."""
         check_size(maps_BHWC, self.size, 'a fully connected head')
         x_BI = maps_BHWC.reshape(maps_BHWC.shape[0], -1).astype(self.dtype)
         logits_BK = jnp.matmul(
@@ -96,7 +96,7 @@ class FullyConnected(nnx.Module):
 
 
 def check_size(x_BHWC: jax.Array, size: tuple[int, int], what: str) -> None:
-    """Raises ConfigError if images of another size than the network was made for reach `what`."""
+    """Raises ConfigError unless the maps have the size that `what` was made for."""
     if x_BHWC.shape[1:3] != size:
         raise ConfigError(
             f'{what} was made for maps of {size[0]}x{size[1]}, these are '

@@ -1,4 +1,4 @@
-"""From a config to the network: everything that inference needs, and nothing of training."""
+"""Builds the network of a config, without anything that only training needs."""
 
 import jax
 import jax.numpy as jnp
@@ -72,5 +72,5 @@ def split_weights(model: NIN) -> tuple[dict, dict]:
 
 
 def join(params: dict, stats: dict) -> dict:
-    """Two trees without a common leaf as one: the weights that `nin.apply` takes."""
+    """Merges two trees without a common leaf: the weights that `nin.apply` takes."""
     return params | {k: join(params[k], v) if k in params else v for k, v in stats.items()}

@@ -1,9 +1,9 @@
-"""What each layer of a network puts out, by the authors' names for the layers.
+"""The outputs of each layer of a network, by the authors' names for the layers.
 
     conv1 cccp1 cccp2 pool1 drop1   conv2 cccp3 cccp4 pool2 drop2   conv3 cccp5 cccp6   gap
 
-A convolution's activations are those after its ReLU (or maxout), as in Caffe, where it works in
-place. `drop1` is what the next block sees: in evaluation `pool1` itself, or half of it with
+A convolution's activations are those after its ReLU (or maxout), as in Caffe, where ReLU works in
+place. `drop1` is the input of the next block: in evaluation `pool1` itself, or half of it with
 dropout_mode 'convnet'. `gap` (or `fc`) are the logits.
 """
 
@@ -15,7 +15,7 @@ from nin_jax.errors import ConfigError, did_you_mean
 
 
 def layer_names(blocks: tuple[Block, ...]) -> dict[tuple[str, str], str]:
-    """(block, layer) as in a parameter tree -> the authors' name, in the order of computation."""
+    """{(block, layer) of a parameter tree: the authors' name}, in the order of computation."""
     names, cccp = {}, 0
     for i, block in enumerate(blocks, start=1):
         names[f'mlpconv{i}', 'conv'] = f'conv{i}'
@@ -40,24 +40,24 @@ def leaf_name(path: tuple, names: dict[tuple[str, str], str]) -> str:
 def features(
     model: nnx.GraphDef, params: dict, x_BHWC: jax.Array, layers: tuple[str, ...] = ()
 ) -> dict[str, jax.Array]:
-    """The activations of the named layers, or of all; a pure function, for jit or grad.
+    """The activations of the named layers, or of all, as a pure function, for jit or grad.
 
     Args:
       model, params: as `nin_jax.models.nin.apply` takes them.
-      x_BHWC: preprocessed images, float, of any size that the network takes.
+      x_BHWC: preprocessed images, float, of any size that the network accepts.
       layers: names as above; () for all.
 
     Returns:
       {name: activations (B, H, W, C)}, in the order asked for; the logits are (B, K).
 
     Raises:
-      ConfigError: for a layer that the network does not have.
+      ConfigError: the network has no such layer.
     """
     network = nnx.merge(model, nnx.State(params))
-    logits_BK, _ = network(x_BHWC)
-    seen = nnx.to_pure_dict(nnx.state(network, nnx.Intermediate))['mlpconvs']
+    (logits_BK, _), sown = nnx.capture(network, nnx.Intermediate)(x_BHWC)
+    sown = nnx.to_pure_dict(sown)['mlpconvs']
     found = {
-        name: seen[block][layer][0] for (block, layer), name in layer_names(network.blocks).items()
+        name: sown[block][layer][0] for (block, layer), name in layer_names(network.blocks).items()
     }
     found['gap' if network.fc is None else 'fc'] = logits_BK
     for name in layers:

@@ -1,13 +1,14 @@
-"""Network In Network, as section 3 of the paper tells it.
+"""Network In Network: section 3 of the paper.
 
-mlpconv: a convolution followed by 1x1 convolutions, each with ReLU, so that a small multilayer
-perceptron slides over the image (section 3.1). Global average pooling: the last mlpconv puts out
-one map per class, and the mean of each map is that class's logit (section 3.2).
+MLP convolution layer (section 3.1): a convolution followed by 1x1 convolutions, each with ReLU. It
+is a small multilayer perceptron that slides over the image. Global average pooling (section 3.2):
+the last mlpconv outputs one map per class, and the mean of each map is that class's logit.
 
 Array axes: B batch, H height, W width, C channels, K classes.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +28,20 @@ POOLS = {
 
 
 class Conv(nnx.Module):
-    """A convolution with bias, zero-padded to keep the image's size; not padded if it strides.
+    """A convolution with bias; zero-padded to keep the image's size if its stride is 1.
 
-    With batch normalisation, each channel is standardised before the bias is added, in training
-    over the batch at hand, else by running averages of what training saw. The bias is its shift,
-    and it has no scale, which the next layer's weights can take on: no parameter more or less.
+    With batch normalization, each channel is standardized before the bias is added: by the batch's
+    statistics in training, by their running averages in evaluation. The bias is the shift. There
+    is no scale, which the next layer's weights can absorb, so the number of parameters is the same.
+
+    Args:
+      in_features, features: channels in and out.
+      kernel: side of the window.
+      init_std: standard deviation of the initial weights; None for He initialization.
+      stride: above 1, the convolution is not padded.
+      batch_norm: whether the output is normalized.
+      dtype: of the weights as they are used and of the output.
+      rngs: of the initial weights.
     """
 
     def __init__(
@@ -59,6 +69,7 @@ class Conv(nnx.Module):
         self.stride, self.dtype = stride, dtype
 
     def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
+        """The output before the nonlinearity, in `dtype`."""
         kernel = self.kernel[...].astype(self.dtype)
         padding = kernel.shape[0] // 2 if self.stride == 1 else 0
         y_BHWC = ops.conv2d(x_BHWC.astype(self.dtype), kernel, stride=self.stride, padding=padding)
@@ -69,13 +80,21 @@ class Conv(nnx.Module):
 
 
 class MLPConv(nnx.Module):
-    """A convolution, then 1x1 convolutions, each followed by ReLU (section 3.1).
+    """The paper's MLP convolution layer: a convolution, then 1x1 convolutions, each with ReLU.
 
-    The authors call the 1x1 convolutions cccp: cascaded cross channel parametric pooling. Without
-    any, this is the usual convolutional layer, a generalised linear model of its window. `size`,
-    the image's, is needed only where block.local. `batch_norm` normalises before each ReLU.
-    `class_maps`: None; or 'relu' or 'linear' if the last layer puts out the class maps, which are
-    never normalised, and with 'linear' have no ReLU.
+    The 1x1 convolutions are the paper's cascaded cross channel parametric pooling, `cccp` in the
+    authors' files. Without any, this is a conventional convolutional layer: a generalized linear
+    model of each window (section 3.1).
+
+    Args:
+      in_features: channels of the input.
+      block: a row of the layer table.
+      size: height and width of the input; needed if `block.local`.
+      batch_norm: whether to normalize before each ReLU.
+      class_maps: 'relu' or 'linear' if the last layer outputs the class maps, which are never
+        normalized and have a ReLU, as in the paper, or none; None for other layers.
+      dtype: see `Conv`.
+      rngs: of the initial weights.
     """
 
     def __init__(
@@ -98,15 +117,18 @@ class MLPConv(nnx.Module):
         for name, i, o, k, std in zip(
             self.names, inputs, block.features, kernels, stds, strict=True
         ):
-            own_filters = block.local and name == 'conv'
-            norm = batch_norm and not (class_maps and name == self.names[-1])
-            layer = partial(LocalConv, size=size) if own_filters else partial(Conv, batch_norm=norm)
-            if name == 'conv' and block.stride > 1:
-                layer = partial(layer, stride=block.stride)
+            if block.local and name == 'conv':
+                assert size is not None
+                layer = partial(LocalConv, size=size)
+            else:
+                norm = batch_norm and not (class_maps and name == self.names[-1])
+                stride = block.stride if name == 'conv' else 1
+                layer = partial(Conv, stride=stride, batch_norm=norm)
             layers[name] = layer(i, o * block.pieces, k, init_std=std, dtype=dtype, rngs=rngs)
         self.layers = nnx.Dict(layers)
 
     def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
+        """Activations of the last 1x1 convolution, float in `dtype`."""
         for name in self.names:
             y_BHWC = self.layers[name](x_BHWC, training)
             if self.pieces > 1:
@@ -133,10 +155,10 @@ class NIN(nnx.Module):
       dropout_mode: 'inverted' scales the kept activations by 1 / (1 - p) in training (Caffe);
         'convnet' leaves training unscaled and multiplies by 1 - p at test (the authors'
         cuda-convnet, PluginsSrc/include/extralayers.cuh).
-      norm: 'none', or 'batch': normalisation before each ReLU but the class maps', see `Conv`.
+      norm: 'none', or 'batch': normalization before each ReLU but the class maps', see `Conv`.
       class_maps: 'relu', the paper's, or 'linear': no ReLU on them.
-      class_bias: initial bias of the class maps. The paper's is 0, from where about half of the
-        maps start out dead (below zero everywhere) and a plateau of epochs follows.
+      class_bias: initial bias of the class maps. The paper's is 0, with which about half of the
+        maps are dead at first (below zero everywhere), and a plateau of epochs follows.
       dtype: of activations and of the weights as they are used; parameters stay float32.
       rngs: streams for the initial weights.
     """
@@ -171,18 +193,19 @@ class NIN(nnx.Module):
         self.mlpconvs = nnx.Dict(mlpconvs)
         self.blocks, self.dropout_mode, self.fc_dropout = blocks, dropout_mode, fc_dropout
         std = blocks[-1].init_std[-1] if blocks[-1].init_std else None
-        self.fc = (
-            FullyConnected((*size, features), fc_classes, init_std=std, dtype=dtype, rngs=rngs)
-            if fc_classes
-            else None
-        )
+        fc = None
+        if fc_classes:
+            assert size is not None
+            maps_shape = (*size, features)
+            fc = FullyConnected(maps_shape, fc_classes, init_std=std, dtype=dtype, rngs=rngs)
+        self.fc = fc
         last = self.mlpconvs[f'mlpconv{len(blocks)}']
         bias = last.layers[last.names[-1]].bias
         bias[...] = jnp.full_like(bias[...], class_bias)
 
     @property
     def last_layer(self) -> tuple[str, ...]:
-        """Path, in the parameter tree, of the layer that puts out the class maps or, with a fully
+        """Path, in the parameter tree, of the layer that outputs the class maps or, with a fully
         connected head, the logits."""
         if self.fc is not None:
             return ('fc',)
@@ -196,17 +219,17 @@ class NIN(nnx.Module):
         *,
         training: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
-        """Scores a batch of images, of any size unless the head or a block is bound to one.
+        """Scores a batch of images, of any size unless the head or a block has one of its own.
 
         Args:
           x_BHWC: preprocessed images, float.
-          dropout_keys_B: one PRNG key per image, so that what an image drops does not depend on
-            the other images of the batch; None for no dropout.
+          dropout_keys_B: one PRNG key per image, so that an image's dropout does not depend on the
+            other images of the batch; None for no dropout.
           training: whether batch normalization uses the batch's own statistics.
 
         Returns:
-          logits_BK float32, and class maps_BHWK. With global average pooling the logits are the
-          spatial means of the maps; before a fully connected head the maps belong to no class.
+          float32 logits_BK, and class maps_BHWK in `dtype`. With global average pooling the logits
+          are the spatial means of the maps; with a fully connected head the maps have no class.
 
         Raises:
           ConfigError: the images have a size that a fully connected head or a local block cannot
@@ -230,8 +253,25 @@ class NIN(nnx.Module):
 
 
 def apply(model: nnx.GraphDef, weights: dict, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The model as a pure function, in evaluation: (logits_BK, class maps_BHWK)."""
-    return nnx.merge(model, nnx.State(weights))(x_BHWC)
+    """The network in evaluation as a pure function, for jit or grad.
+
+    Args:
+      model: its structure, `nnx.graphdef` of a NIN.
+      weights: parameters and running averages in one nested dict.
+      x_BHWC: preprocessed images, float.
+
+    Returns:
+      float32 logits_BK and class maps_BHWK.
+    """
+    return run(nnx.merge(model, nnx.State(weights)), x_BHWC)
+
+
+def run(
+    network: NIN, x_BHWC: jax.Array, dropout_keys_B: jax.Array | None = None, training: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Calls a network without keeping the intermediate activations that its modules sow."""
+    forward: Any = nnx.capture(network)
+    return forward(x_BHWC, dropout_keys_B, training=training)
 
 
 def global_average_pooling(maps_BHWK: jax.Array) -> jax.Array:
@@ -240,20 +280,23 @@ def global_average_pooling(maps_BHWK: jax.Array) -> jax.Array:
 
 
 def pooled_size(size: tuple[int, int], pool: str) -> tuple[int, int]:
-    """Height and width of what an entry of POOLS makes of an image of `size`."""
-    return jax.eval_shape(POOLS[pool], jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)).shape[1:3]
+    """Output height and width of an entry of POOLS for an image of `size`."""
+    shape = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
+    _, height, width, _ = jax.eval_shape(POOLS[pool], shape).shape
+    return height, width
 
 
 def block_size(size: tuple[int, int], block: Block) -> tuple[int, int]:
-    """Height and width of what a block makes of an image of `size`."""
+    """Output height and width of a block for an image of `size`."""
     return pooled_size(conv_size(size, block), block.pool)
 
 
 def conv_size(size: tuple[int, int], block: Block) -> tuple[int, int]:
-    """Height and width of what a block's convolutions make of an image of `size`."""
+    """Output height and width of a block's convolutions for an image of `size`."""
     if block.stride == 1:
         return size
-    return tuple((side - block.kernel) // block.stride + 1 for side in size)
+    height, width = ((side - block.kernel) // block.stride + 1 for side in size)
+    return height, width
 
 
 def _fold_in(keys_B: jax.Array | None, layer: int) -> jax.Array | None:
@@ -261,9 +304,13 @@ def _fold_in(keys_B: jax.Array | None, layer: int) -> jax.Array | None:
 
 
 def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, *, mode: str) -> jax.Array:
-    """Drops each activation with probability `rate`; without keys, the deterministic counterpart.
+    """Drops each activation with probability `rate` (section 4.1); without keys, evaluates.
 
-    See `NIN` for the two modes. 16 random bits an activation: `rate` is met to within 2**-17.
+    Args:
+      x: activations with a leading batch axis.
+      rate: from 0 to below 1; rounded to a multiple of 2**-16, as 16 random bits decide.
+      keys_B: one PRNG key per image; None in evaluation.
+      mode: 'inverted' or 'convnet', see `NIN`.
     """
     if rate == 0.0:
         return x
@@ -275,6 +322,6 @@ def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, *, mode: str) -
 
 
 def count_parameters(params: dict) -> int:
-    """Number of scalars in a tree that training learns: batch normalisation's averages are none."""
+    """Number of trained scalars in a tree; the averages of batch normalization do not count."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return sum(leaf.size for path, leaf in leaves if path[-2].key != 'norm')

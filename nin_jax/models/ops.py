@@ -12,7 +12,9 @@ The choice is made when a program is lowered, by the platform it is lowered for:
 CPU for a TPU, or exported for several platforms, is right on each.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ _AXES = ('NHWC', 'HWIO', 'NHWC')
 _CHUNK_BYTES = 8 * 2**20
 
 
-def _choose(*arrays, cpu, default):
+def _choose(*arrays: jax.Array, cpu: Callable, default: Callable) -> Any:
     return lax.platform_dependent(*arrays, cpu=cpu, default=default)
 
 
@@ -51,7 +53,13 @@ def conv2d(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x_BHWC, kernel_HWIO, stride, padding, precision):
+def _conv(
+    x_BHWC: jax.Array,
+    kernel_HWIO: jax.Array,
+    stride: int,
+    padding: int,
+    precision: lax.PrecisionLike,
+) -> jax.Array:
     settings = dict(stride=stride, padding=padding, precision=precision)
     return _choose(
         x_BHWC,
@@ -61,14 +69,24 @@ def _conv(x_BHWC, kernel_HWIO, stride, padding, precision):
     )
 
 
-def _conv_forward(x_BHWC, kernel_HWIO, stride, padding, precision):
+def _conv_forward(
+    x_BHWC: jax.Array,
+    kernel_HWIO: jax.Array,
+    stride: int,
+    padding: int,
+    precision: lax.PrecisionLike,
+) -> tuple[jax.Array, tuple]:
     return _conv(x_BHWC, kernel_HWIO, stride, padding, precision), (x_BHWC, kernel_HWIO)
 
 
-def _conv_backward(stride, padding, precision, saved, grad_BHWO):
+def _conv_backward(
+    stride: int, padding: int, precision: lax.PrecisionLike, saved: tuple, grad_BHWO: jax.Array
+) -> tuple[jax.Array, ...]:
     settings = dict(stride=stride, padding=padding, precision=precision)
 
-    def lax_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, argument):
+    def lax_gradient(
+        x_BHWC: jax.Array, kernel_HWIO: jax.Array, grad_BHWO: jax.Array, *, argument: int
+    ) -> jax.Array:
         conv = partial(_lax_conv, **settings)
         return jax.vjp(conv, x_BHWC, kernel_HWIO)[1](grad_BHWO)[argument]
 
@@ -87,10 +105,10 @@ def _conv_backward(stride, padding, precision, saved, grad_BHWO):
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _in_float32(function, settings: dict):
+def _in_float32(function: Callable[..., jax.Array], settings: dict) -> Callable[..., jax.Array]:
     """The function on arrays made float32 at least; its result gets their own dtype back."""
 
-    def computed(*arrays):
+    def computed(*arrays: jax.Array) -> jax.Array:
         dtype = arrays[0].dtype
         wide = jnp.promote_types(dtype, jnp.float32)
         return function(*(array.astype(wide) for array in arrays), **settings).astype(dtype)
@@ -98,7 +116,14 @@ def _in_float32(function, settings: dict):
     return computed
 
 
-def _cpu_conv(x_BHWC, kernel_HWIO, *, stride, padding, precision):
+def _cpu_conv(
+    x_BHWC: jax.Array,
+    kernel_HWIO: jax.Array,
+    *,
+    stride: int,
+    padding: int,
+    precision: lax.PrecisionLike,
+) -> jax.Array:
     if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
         return jnp.einsum('bhwi,io->bhwo', x_BHWC, kernel_HWIO[0, 0], precision=precision)
     if precision is None and winograd.suits(x_BHWC, kernel_HWIO, stride, padding):
@@ -106,7 +131,13 @@ def _cpu_conv(x_BHWC, kernel_HWIO, *, stride, padding, precision):
     return _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision)
 
 
-def _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision):
+def _lax_conv(
+    x_BHWC: jax.Array,
+    kernel_HWIO: jax.Array,
+    stride: int,
+    padding: int,
+    precision: lax.PrecisionLike,
+) -> jax.Array:
     return lax.conv_general_dilated(
         x_BHWC,
         kernel_HWIO,
@@ -117,7 +148,15 @@ def _lax_conv(x_BHWC, kernel_HWIO, stride, padding, precision):
     )
 
 
-def _input_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, stride, padding, precision):
+def _input_gradient(
+    x_BHWC: jax.Array,
+    kernel_HWIO: jax.Array,
+    grad_BHWO: jax.Array,
+    *,
+    stride: int,
+    padding: int,
+    precision: lax.PrecisionLike,
+) -> jax.Array:
     if stride != 1:
         conv = partial(_lax_conv, stride=stride, padding=padding, precision=precision)
         _, transpose = jax.vjp(lambda x: conv(x, kernel_HWIO), x_BHWC)
@@ -138,7 +177,15 @@ def _input_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, stride, padding, precisio
     )
 
 
-def _kernel_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, stride, padding, precision):
+def _kernel_gradient(
+    x_BHWC: jax.Array,
+    kernel_HWIO: jax.Array,
+    grad_BHWO: jax.Array,
+    *,
+    stride: int,
+    padding: int,
+    precision: lax.PrecisionLike,
+) -> jax.Array:
     if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
         kernel_IO = jnp.einsum('bhwi,bhwo->io', x_BHWC, grad_BHWO, precision=precision)
         return kernel_IO[None, None]
@@ -147,7 +194,14 @@ def _kernel_gradient(x_BHWC, kernel_HWIO, grad_BHWO, *, stride, padding, precisi
     return _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision)
 
 
-def _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision):
+def _kernel_gradient_by_patches(
+    x_BHWC: jax.Array,
+    kernel_HWIO: jax.Array,
+    grad_BHWO: jax.Array,
+    stride: int,
+    padding: int,
+    precision: lax.PrecisionLike,
+) -> jax.Array:
     """Sum over chunks of images of patches^T @ output gradient."""
     kernel_size = kernel_HWIO.shape[:2]
     batch, out_height, out_width, features = grad_BHWO.shape
@@ -157,7 +211,9 @@ def _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding,
     while batch % chunk:
         chunk -= 1
 
-    def add_chunk(total_KO, images):
+    def add_chunk(
+        total_KO: jax.Array, images: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
         x_bHWC, grad_bHWO = images
         patches_NK = _patches(x_bHWC, kernel_size, stride, padding).reshape(-1, columns)
         return total_KO + jnp.einsum(
@@ -175,7 +231,9 @@ def _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding,
     return total_KO.reshape(kernel_HWIO.shape)
 
 
-def _patches(x_BHWC, kernel_size, stride, padding):
+def _patches(
+    x_BHWC: jax.Array, kernel_size: tuple[int, ...], stride: int, padding: int
+) -> jax.Array:
     """The receptive field of every output pixel: (B, H out, W out, kernel H * kernel W * C)."""
     pads = (padding, padding)
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), pads, pads, (0, 0)))
@@ -193,7 +251,7 @@ def _patches(x_BHWC, kernel_size, stride, padding):
     )
 
 
-def _strided(x_BHWC, dy, dx, rows, cols, stride):
+def _strided(x_BHWC: jax.Array, dy: int, dx: int, rows: int, cols: int, stride: int) -> jax.Array:
     """Every stride-th pixel from (dy, dx) on: (B, rows, cols, C)."""
     return x_BHWC[
         :, dy : dy + (rows - 1) * stride + 1 : stride, dx : dx + (cols - 1) * stride + 1 : stride
@@ -214,14 +272,14 @@ def max_pool(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _max_pool(x_BHWC, window, stride):
+def _max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
     return _max_pool_forward(x_BHWC, window, stride)[0]
 
 
-def _max_pool_forward(x_BHWC, window, stride):
+def _max_pool_forward(x_BHWC: jax.Array, window: int, stride: int) -> tuple[jax.Array, tuple]:
     """The maxima, and what the gradient needs: the image, or on a CPU the maxima's positions."""
 
-    def xla(x_BHWC):
+    def xla(x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         y_BHWC = _xla_max_pool(x_BHWC, window, stride)
         return y_BHWC, jnp.zeros(y_BHWC.shape, _position_dtype(window))
 
@@ -230,12 +288,14 @@ def _max_pool_forward(x_BHWC, window, stride):
     return y_BHWC, (x_BHWC, position_BHWC)
 
 
-def _max_pool_backward(window, stride, saved, grad_BHWC):
-    def cpu(x_BHWC, position_BHWC, grad_BHWC):
+def _max_pool_backward(
+    window: int, stride: int, saved: tuple, grad_BHWC: jax.Array
+) -> tuple[jax.Array]:
+    def cpu(x_BHWC: jax.Array, position_BHWC: jax.Array, grad_BHWC: jax.Array) -> jax.Array:
         grads = [jnp.where(position_BHWC == i, grad_BHWC, 0) for i in range(window * window)]
         return _spread(grads, x_BHWC.shape[1:3], window, stride)
 
-    def xla(x_BHWC, position_BHWC, grad_BHWC):
+    def xla(x_BHWC: jax.Array, position_BHWC: jax.Array, grad_BHWC: jax.Array) -> jax.Array:
         return jax.vjp(lambda x: _xla_max_pool(x, window, stride), x_BHWC)[1](grad_BHWC)[0]
 
     return (_choose(*saved, grad_BHWC, cpu=cpu, default=xla),)
@@ -244,7 +304,7 @@ def _max_pool_backward(window, stride, saved, grad_BHWC):
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _xla_max_pool(x_BHWC, window, stride):
+def _xla_max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
     return lax.reduce_window(
         x_BHWC,
         -jnp.inf,
@@ -255,7 +315,7 @@ def _xla_max_pool(x_BHWC, window, stride):
     )
 
 
-def _max_and_position(x_BHWC, window, stride):
+def _max_and_position(x_BHWC: jax.Array, window: int, stride: int) -> tuple[jax.Array, jax.Array]:
     pixels = _window_pixels(x_BHWC, -jnp.inf, window, stride)
     dtype = _position_dtype(window)
     best, position = pixels[0], jnp.zeros(pixels[0].shape, dtype)
@@ -265,7 +325,7 @@ def _max_and_position(x_BHWC, window, stride):
     return best, position
 
 
-def _position_dtype(window):
+def _position_dtype(window: int) -> np.dtype:
     return np.min_scalar_type(window * window)
 
 
@@ -276,7 +336,7 @@ def avg_pool(x_BHWC: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
         starts = np.arange(_out_size(size, window, stride)) * stride
         pixels.append(np.minimum(starts + window, size) - starts)
     share_HW1 = (1 / np.outer(*pixels))[..., None].astype(x_BHWC.dtype)
-    return sum(_window_pixels(x_BHWC, 0, window, stride)) * share_HW1
+    return jnp.asarray(sum(_window_pixels(x_BHWC, 0, window, stride))) * share_HW1
 
 
 def _out_size(size: int, window: int, stride: int) -> int:
@@ -284,7 +344,7 @@ def _out_size(size: int, window: int, stride: int) -> int:
     return min(ceil_mode, (size - 1) // stride + 1)  # every window starts inside the image
 
 
-def _overhang(x_BHWC, window, stride):
+def _overhang(x_BHWC: jax.Array, window: int, stride: int) -> list[tuple[int, int]]:
     """Padding config that completes the last window of each axis (bottom and right only)."""
     return [
         (0, 0),
@@ -296,7 +356,7 @@ def _overhang(x_BHWC, window, stride):
     ]
 
 
-def _window_pixels(x_BHWC, fill, window, stride):
+def _window_pixels(x_BHWC: jax.Array, fill: float, window: int, stride: int) -> list[jax.Array]:
     """The window's pixels as `window * window` arrays of the output's shape, in row-major order."""
     rows, cols = (_out_size(size, window, stride) for size in x_BHWC.shape[1:3])
     x_BHWC = jnp.pad(x_BHWC, _overhang(x_BHWC, window, stride), constant_values=fill)
@@ -305,7 +365,9 @@ def _window_pixels(x_BHWC, fill, window, stride):
     ]
 
 
-def _spread(pixel_grads, image_size, window, stride):
+def _spread(
+    pixel_grads: list[jax.Array], image_size: tuple[int, ...], window: int, stride: int
+) -> jax.Array:
     """Transpose of `_window_pixels`: adds each pixel's gradient where the pixel came from."""
     rows = [
         _interleave(pixel_grads[dy * window : (dy + 1) * window], 2, image_size[1], stride)
@@ -314,14 +376,14 @@ def _spread(pixel_grads, image_size, window, stride):
     return _interleave(rows, 1, image_size[0], stride)
 
 
-def _interleave(parts, axis, size, stride):
+def _interleave(parts: list[jax.Array], axis: int, size: int, stride: int) -> jax.Array:
     """Puts parts[d] at positions d, d + stride, d + 2 * stride, ... of an axis and adds them up.
 
     Positions of one residue modulo stride hold parts residue, residue + stride, ... only, each
     shifted by one from the last: dense sums, unlike the scatter that XLA would make of this.
     """
 
-    def pad(array, before, after):
+    def pad(array: jax.Array, before: int, after: int) -> jax.Array:
         return lax.pad(
             array,
             jnp.zeros((), array.dtype),

@@ -12,11 +12,11 @@ class Row:
 
     Attributes:
       name: in the authors' naming: conv1, cccp1, cccp2, pool1, ...
-      shape: height, width, channels put out.
+      shape: height, width and channels of the output.
       parameters: weights and biases.
       macs: multiply-accumulates for one image, forward.
-      receptive_field: side of the square of input pixels that one output sees.
-      stride: input pixels between neighbouring outputs.
+      receptive_field: side, in input pixels, of the square that one output depends on.
+      stride: input pixels between neighboring outputs.
     """
 
     name: str
@@ -30,9 +30,12 @@ class Row:
 def layer_table(
     blocks: tuple[Block, ...], image_shape: tuple[int, int, int], fc_classes: int = 0
 ) -> list[Row]:
-    """The rows of a network for images of (height, width, channels).
+    """The rows of a network.
 
-    `fc_classes`: 0 for global average pooling, else a fully connected head to so many classes.
+    Args:
+      blocks: the layer table.
+      image_shape: height, width, channels of the images.
+      fc_classes: classes of a fully connected head; 0 for global average pooling.
     """
     rows, cccp, field, stride = [], 0, 1, 1
     height, width, channels = image_shape
@@ -71,7 +74,7 @@ def layer_table(
 
 
 def format_table(rows: list[Row]) -> str:
-    """The table as text, with totals and the floating-point operations they come to."""
+    """The table as text, with totals and the floating-point operations of an image."""
     lines = [f'{"layer":18}{"output":>11}{"parameters":>13}{"MACs":>15}{"sees":>7}{"stride":>8}']
     for r in rows:
         shape = 'x'.join(map(str, r.shape))

@@ -28,7 +28,7 @@ def provenance(workdir: pathlib.Path, step: int) -> dict:
       CheckpointError: summary.json is damaged.
     """
     path = workdir / 'summary.json'
-    summary = read_json(path) if path.exists() else {'status': 'unfinished'}
+    summary: dict = read_json(path) if path.exists() else {'status': 'unfinished'}
     found = {key: summary.get(key) for key in KEPT}
     found['error'] = _error_at(workdir / 'metrics.jsonl', step, int(summary.get('attempt', 0)))
     found['other_errors'] = _other_seeds(workdir, summary)

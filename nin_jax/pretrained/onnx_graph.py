@@ -151,11 +151,13 @@ class Comparison:
     Attributes:
       images: how many were scored.
       largest_difference: of the logits.
+      largest_logit: of the network's, as a scale.
       changed: images whose likeliest class is another.
     """
 
     images: int
     largest_difference: float
+    largest_logit: float
     changed: int
 
     @property
@@ -190,5 +192,6 @@ def compare(
     return Comparison(
         len(images_NHWC),
         float(np.abs(theirs_NK - ours_NK).max()),
+        float(np.abs(ours_NK).max()),
         int(np.sum(theirs_NK.argmax(-1) != ours_NK.argmax(-1))),
     )

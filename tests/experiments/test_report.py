@@ -34,17 +34,17 @@ def run_report(*words) -> Result:
 
 
 @pytest.fixture(scope='module')
-def pages() -> dict[str, dict]:
+def configs() -> dict[str, dict]:
     return document.known_configs()
 
 
 def record(
-    pages, page: str, seed: int, error: float, epoch: float | None = None, **changes
+    configs, page: str, seed: int, error: float, epoch: float | None = None, **changes
 ) -> dict:
     """A made-up finished run of a page, with other values for some keys."""
-    config = copy.deepcopy(pages[page]) | {'seed': seed, 'devices': 1, 'eval.batch_size': 500}
+    config = copy.deepcopy(configs[page]) | {'seed': seed, 'devices': 1, 'eval.batch_size': 500}
     config |= {k.replace('__', '.'): v for k, v in changes.items()}
-    full = float(pages[page]['train.duration'].removesuffix('ep'))
+    full = float(configs[page]['train.duration'].removesuffix('ep'))
     return {
         'status': 'done',
         'name': f'{page.replace(":", "-")}-seed{seed}',
@@ -60,8 +60,8 @@ def record(
     }
 
 
-def page_text(runs, pages) -> str:
-    return markdown.markdown(runs, pages, 'python -m experiments.report results', 'figure3.png')
+def page_text(runs, configs) -> str:
+    return markdown.markdown(runs, configs, 'python -m experiments.report results', 'figure3.png')
 
 
 # ---- the paper's figures --------------------------------------------------------------------
@@ -76,18 +76,18 @@ def test_the_papers_tables():
     assert errors['Table 4'] == [0.53, 0.47, 0.47, 0.45]
     assert errors['Table 5'] == [11.59, 10.88, 10.41]
     assert errors['Section 4.6'] == [17.56, 15.99, 16.46]
-    named = {row.page for table in TABLES for row in table.rows if row.page}
+    named = {row.config for table in TABLES for row in table.rows if row.config}
     not_the_papers = {'imagenet'}
     assert {name.partition(':')[0] for name in named} == set(PAGES) - not_the_papers
-    assert {other.page for other in OTHERS} <= named
+    assert {other.config for other in OTHERS} <= named
 
 
 def test_pages_quote_the_same_errors():
     """A page's header and the tables say the same of it."""
     for table in TABLES:
         for row in table.rows:
-            if row.page and row.error is not None:
-                page = row.page.partition(':')[0]
+            if row.config and row.error is not None:
+                page = row.config.partition(':')[0]
                 text = (ROOT / f'experiments/configs/{page}.py').read_text().split('"""')[1]
                 assert f'{row.error:.2f} %' in text, row
 
@@ -101,9 +101,9 @@ def test_figure3_has_26_points_a_curve():
 # ---- which row ------------------------------------------------------------------------------
 
 
-def test_every_page_is_recognised_by_its_config_alone(pages):
-    for name in pages:
-        assert groups.page_of(pages[name], pages) == name
+def test_every_page_is_recognised_by_its_config_alone(configs):
+    for name in configs:
+        assert groups.config_of(configs[name], configs) == name
 
 
 @pytest.mark.parametrize(
@@ -119,39 +119,40 @@ def test_every_page_is_recognised_by_its_config_alone(pages):
         ({'model.blocks.mlpconv3.kernel': 5}, None),
     ],
 )
-def test_what_a_run_is_of(pages, changes, page):
-    assert groups.page_of(pages['cifar10'] | changes, pages) == page
+def test_what_a_run_is_of(configs, changes, page):
+    assert groups.config_of(configs['cifar10'] | changes, configs) == page
 
 
-def test_a_run_from_before_a_key_was_there_has_its_default(pages):
-    old = {k: v for k, v in pages['cifar10'].items() if 'head' not in k and 'pieces' not in k}
-    assert groups.page_of(old, pages) == 'cifar10'
-    assert groups.differences(old, pages['cifar10']) == {}
+def test_a_run_from_before_a_key_was_there_has_its_default(configs):
+    old = {k: v for k, v in configs['cifar10'].items() if 'head' not in k and 'pieces' not in k}
+    assert groups.config_of(old, configs) == 'cifar10'
+    assert groups.differences(old, configs['cifar10']) == {}
 
 
 # ---- the page -------------------------------------------------------------------------------
 
 
-def test_mean_and_deviation_over_seeds_stand_beside_the_paper(pages):
-    runs = [record(pages, 'cifar10', seed, e) for seed, e in enumerate((0.104, 0.106, 0.102))]
-    text = page_text(runs, pages)
+def test_mean_and_deviation_over_seeds_stand_beside_the_paper(configs):
+    runs = [record(configs, 'cifar10', seed, e) for seed, e in enumerate((0.104, 0.106, 0.102))]
+    text = page_text(runs, configs)
     assert '| **NIN + Dropout** | 10.41 % | 10.03 % | 10.40 ± 0.20 % (3 seeds) |' in text
     assert (
         '- NIN + Dropout, ours: 10.40 ± 0.20 % (3 seeds), 260 epochs; 2 CPUs (x86_64), '
-        '1:01:00 a run; `python -m experiments.main --config=cifar10` and the same with seed 1, 2\n'
+        '1:01:00 per run; `python -m experiments.main --config=cifar10` '
+        'and the same with seed 1, 2\n'
     ) in text
     # The same runs stand in the tables of heads, dropout, mlpconv and the modern recipe.
     assert text.count('| 10.40 ± 0.20 % (3 seeds) |') == 5
     assert 'short**:' not in text
 
 
-def test_short_runs_are_marked_and_do_not_mix_with_whole_ones(pages):
+def test_short_runs_are_marked_and_do_not_mix_with_whole_ones(configs):
     runs = [
-        record(pages, 'mnist', 0, 0.005),
-        record(pages, 'mnist', 1, 0.03, epoch=2.0, train__duration='2ep'),
-        record(pages, 'mnist', 2, 0.2, data__limit=512),
+        record(configs, 'mnist', 0, 0.005),
+        record(configs, 'mnist', 1, 0.03, epoch=2.0, train__duration='2ep'),
+        record(configs, 'mnist', 2, 0.2, data__limit=512),
     ]
-    text = page_text(runs, pages)
+    text = page_text(runs, configs)
     assert (
         '| 0.50 % (1 seed)<br>**short**: 3.00 % (1 seed, 2 of 60 epochs)'
         '<br>**short**: 20.00 % (1 seed, 60 of 60 epochs) |'
@@ -160,41 +161,43 @@ def test_short_runs_are_marked_and_do_not_mix_with_whole_ones(pages):
     assert 'data.limit=512; ' in text
 
 
-def test_changed_training_is_said(pages):
-    text = page_text([record(pages, 'cifar100', 0, 0.4, optim__lr=0.05)], pages)
+def test_changed_training_is_said(configs):
+    text = page_text([record(configs, 'cifar100', 0, 0.4, optim__lr=0.05)], configs)
     assert '| 40.00 % (1 seed, changed) |' in text and '260 epochs, optim.lr=0.05; ' in text
 
 
-def test_a_run_of_no_page_is_listed_apart(pages):
-    text = page_text([record(pages, 'svhn', 0, 0.05, data__eval='valid')], pages)
+def test_a_run_of_no_page_is_listed_apart(configs):
+    text = page_text([record(configs, 'svhn', 0, 0.05, data__eval='valid')], configs)
     assert '## Other runs\n\n- ours: 5.00 % (1 seed)' in text
     assert '| **NIN + Dropout** | 2.35 % | 3.76 % |  |' in text
 
 
-def test_the_same_seed_twice_is_refused(pages):
-    run = record(pages, 'mnist', 0, 0.005)
+def test_the_same_seed_twice_is_refused(configs):
+    run = record(configs, 'mnist', 0, 0.005)
     with pytest.raises(records.RunError, match='are the same run twice'):
-        page_text([run, run | {'name': 'copy'}], pages)
+        page_text([run, run | {'name': 'copy'}], configs)
 
 
-def test_every_experiment_of_reproduce_is_a_row_of_a_table(pages):
+def test_every_experiment_of_reproduce_is_a_row_of_a_table(configs):
     for experiment in itertools.chain(*reproduce.PRESETS.values()):
-        assert experiment.config in pages, experiment
-    commands = [line for line in page_text([], pages).splitlines() if line.startswith('python -m')]
+        assert experiment.config in configs, experiment
+    commands = [
+        line for line in page_text([], configs).splitlines() if line.startswith('python -m')
+    ]
     assert [f'python -m launch.reproduce --preset={p}' for p in reproduce.PRESETS] == commands
 
 
-def test_figure_is_drawn_with_and_without_our_curves(pages, tmp_path):
-    runs = [record(pages, 'cifar10', 0, 0.1), record(pages, 'cifar10:nodropout', 0, 0.15)]
+def test_figure_is_drawn_with_and_without_our_curves(configs, tmp_path):
+    runs = [record(configs, 'cifar10', 0, 0.1), record(configs, 'cifar10:nodropout', 0, 0.15)]
     for path, some in ((tmp_path / 'ours.png', runs), (tmp_path / 'none.png', [])):
-        figure3.draw_figure3(some, pages, path)
+        figure3.draw_figure3(some, configs, path)
         assert path.read_bytes().startswith(b'\x89PNG')
     assert (tmp_path / 'ours.png').read_bytes() != (tmp_path / 'none.png').read_bytes()
     assert (
         'Lines: cifar10-nodropout-seed0 (no dropout, 260 epochs), cifar10-seed0 (dropout, 2'
-        in page_text(runs, pages)
+        in page_text(runs, configs)
     )
-    assert 'Lines: no run of ours.' in page_text([], pages)
+    assert 'Lines: no run of ours.' in page_text([], configs)
 
 
 def test_results_page_is_what_the_collected_runs_make():

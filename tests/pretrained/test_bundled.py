@@ -106,12 +106,9 @@ def test_an_unknown_name_gets_a_suggestion(as_bundled):
 def test_float16_may_cost_two_images_of_ten_thousand(monkeypatch, before, after, refused):
     labels = np.arange(10_000) % 2
     split = types.SimpleNamespace(images=np.arange(10_000), labels=labels)
-    source = types.SimpleNamespace(load=lambda: split)
-    monkeypatch.setattr('nin_jax.data.pipeline.open_source', lambda *_: source)
+    monkeypatch.setattr('experiments.cli.eval_images', lambda *_: split)
 
     class Fake:
-        config = types.SimpleNamespace(data=types.SimpleNamespace(eval='test'))
-
         def __init__(self, wrong):
             self.wrong = wrong
 
@@ -121,9 +118,9 @@ def test_float16_may_cost_two_images_of_ten_thousand(monkeypatch, before, after,
 
     if refused:
         with pytest.raises(UserError, match=r'1\.00% to 1\.03%'):
-            export.check_rounding(Fake(before), Fake(after))
+            export.check_rounding(Fake(before), Fake(after), None)
     else:
-        found = export.check_rounding(Fake(before), Fake(after))
+        found = export.check_rounding(Fake(before), Fake(after), None)
         assert found['scored_error'] == after / 10_000 and found['scored'] == 10_000
 
 

@@ -10,9 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 import nin_jax
+from experiments import export
 from nin_jax.config import block, default_config
 from nin_jax.data.preprocess import Preprocess
-from nin_jax.errors import ConfigError
+from nin_jax.data.sources import Arrays
+from nin_jax.errors import ConfigError, UserError
 from nin_jax.models.factory import join, make_model, split_weights
 from nin_jax.pretrained import onnx_graph
 from nin_jax.pretrained.trained import Trained, open_network
@@ -134,6 +136,20 @@ def test_compare_sees_a_difference():
     last['bias'] = last['bias'].at[3].add(100.0)
     other = onnx_graph.compare(model, trained, images())
     assert other.changed == 3 and other.largest_difference > 50
+
+
+@pytest.mark.parametrize(('difference', 'refused'), [(0.4, False), (0.6, True)])
+def test_a_graph_that_disagrees_is_not_written(monkeypatch, difference, refused):
+    trained, found = network(), {}
+    monkeypatch.setattr('experiments.cli.eval_images', lambda *_: Arrays(images(), np.zeros(3)))
+    monkeypatch.setattr(
+        onnx_graph, 'compare', lambda *_: onnx_graph.Comparison(32, difference, 10.0, 1)
+    )
+    if refused:
+        with pytest.raises(UserError, match='disagree'):
+            export.onnx_program(trained, found, None)
+    else:
+        assert export.onnx_program(trained, found, None) and found == {'largest_difference': 0.4}
 
 
 def test_the_command(tmp_path):

@@ -527,7 +527,7 @@ def overrides(flags: tuple[str, ...]) -> dict[str, object]:
 
 @pytest.mark.parametrize('recipe', ablate.SWITCHES)
 def test_each_ablation_sets_one_switch_back(recipe):
-    """The modern recipe's to what the paper's run does."""
+    """Back to what the paper's run does; a recipe's numbers go with its switches."""
     paper, changed = (flatten(load_page('cifar10', v)) for v in ('', recipe))
     runs, switches = ablate.runs_of(recipe), set()
     for name, (config, *back) in runs.items():
@@ -536,7 +536,8 @@ def test_each_ablation_sets_one_switch_back(recipe):
         assert bool(back) != is_whole
         for key, value in overrides(back).items():
             assert changed[key] != value
-            assert recipe != 'modern' or paper[key] == value
+            if recipe == 'modern' and key != 'optim.drops':  # shares of the paper's 260 epochs
+                assert paper[key] == value
             switches.add(key)
     assert len(runs) == 2 + len(ablate.SWITCHES[recipe]) and len(switches) >= len(runs) - 2
 

@@ -1,6 +1,7 @@
 """Class maps, pictures and predictions: the arithmetic, a run's own, and bad pictures."""
 
 import io
+import json
 import pathlib
 import struct
 import zlib
@@ -337,6 +338,19 @@ def test_predict(workdir, tmp_path):
         [f'{probabilities[k]:.2%}', str(k)] for k in best
     ]
     assert str(heat) in lines[5] and Image.open(heat).size[0] > 600
+
+
+def test_predict_a_folder_as_json(workdir, tmp_path):
+    for name in ('a.png', 'b.png'):
+        Image.new('L', (28, 28)).save(tmp_path / name)
+    (tmp_path / 'c.png').write_bytes(b'')
+    (tmp_path / 'notes.txt').write_text('no picture')
+    result = run_module('experiments.predict', f'--workdir={workdir}', tmp_path, '--json')
+    assert result.returncode == 2 and result.stderr.count('\n') == 1 and 'c.png' in result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [pathlib.Path(f['path']).name for f in found] == ['a.png', 'b.png']
+    p = [c['probability'] for c in found[0]['classes']]
+    assert len(p) == 10 and p == sorted(p, reverse=True) and sum(p) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 from helpers import ROOT
-from server import Postgres, programs
 from stress import PROGRAM, write_sweep
 
 from launch.sweep import __main__ as entry
 from launch.sweep import flags
+from tests.launch.sweep.server import Postgres, programs
 
 DIGITS = 'experiments/sweeps/digits.py'
 SECRET = 'hush-hush-9'

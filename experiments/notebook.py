@@ -17,7 +17,9 @@ from absl import flags
 from experiments import cli
 from nin_jax.errors import UserError
 
-GUIDE = flags.DEFINE_string('guide', 'docs/guide.md', 'The Markdown file to read.')
+GUIDE = flags.DEFINE_string(
+    'guide', 'docs/guide.md', 'The Markdown file to read.', allow_override=True
+)
 OUT = flags.DEFINE_string('out', None, 'The notebook to write; the guide with .ipynb by default.')
 
 SETUP = """\

@@ -17,10 +17,13 @@ from absl import flags
 from experiments import cli
 from nin_jax.errors import UserError
 
-GUIDE = flags.DEFINE_string(
-    'guide', 'docs/guide.md', 'The Markdown file to read.', allow_override=True
+GUIDE = flags.DEFINE_string('guide', 'docs/guide.md', 'The Markdown file to read.')
+OUT = flags.DEFINE_string(
+    'out',
+    None,
+    'The notebook to write; the guide with .ipynb by default.',
+    allow_override=True,  # a process may import another entry point too
 )
-OUT = flags.DEFINE_string('out', None, 'The notebook to write; the guide with .ipynb by default.')
 
 SETUP = """\
 import os

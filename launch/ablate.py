@@ -1,11 +1,11 @@
-"""A recipe beside the paper's, and with each of its switches set back alone.
+"""Ablates a recipe: trains the paper's run, the recipe, and the recipe without each of its changes.
 
     python -m launch.ablate --workdir=runs/ablate --seeds=1 --config.train.duration=2ep
     python -m launch.ablate --recipe=fast --workdir=runs/ablate --seeds=3 --only=fast,flip
 
-One run after another, each a process of experiments.main with the same remaining flags, so at the
-same budget; the last lines are a table. Run n's folder is WORKDIR/NAME/seed<n>. Repeat the command
-to resume. Exit status as launch.seeds.
+Runs are sequential. Each is a process of experiments.main with the same remaining flags, and so the
+same budget. Seed n of a run is in WORKDIR/NAME/seed<n>. The command ends with a table of results.
+Repeat the command to resume. Exit status: as launch.seeds.
 """
 
 import argparse
@@ -19,7 +19,7 @@ CIFAR10 = 'experiments/configs/cifar10.py'
 BLOCKS = ('mlpconv1', 'mlpconv2', 'mlpconv3')
 NO_INIT = tuple(f'--config.model.blocks.{b}.init_std=(0.05, 0.05, 0.05)' for b in BLOCKS)
 DROPOUT = tuple(f'--config.model.blocks.{b}.dropout=0.5' for b in BLOCKS[:2])
-# What sets each switch of a recipe back to what the paper's run does.
+# The flags that revert each switch of a recipe to the paper's value.
 SHARED = {
     'norm': ('--config.model.norm=none',),
     'class_maps': ('--config.model.class_maps=relu',),
@@ -40,7 +40,7 @@ SWITCHES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     'fast': SHARED
     | {
-        # Nesterov's momentum with the modern recipe's rates: Muon's rates mean nothing to it.
+        # Nesterov momentum with the modern recipe's learning rates; Muon's do not transfer.
         'rule': (
             '--config.optim.rule=nesterov',
             '--config.optim.bias_lr=1.0',
@@ -53,7 +53,7 @@ SWITCHES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def runs_of(recipe: str) -> dict[str, tuple[str, ...]]:
-    """Name -> config and flags of the paper's run, the recipe, and the recipe less one switch."""
+    """Returns config and flags, by name, of the paper's run, the recipe and each ablation."""
     config = f'{CIFAR10}:{recipe}'
     switched = {name: (config, *flags) for name, flags in SWITCHES[recipe].items()}
     return {'paper': (CIFAR10,), recipe: (config,)} | switched
@@ -62,10 +62,10 @@ def runs_of(recipe: str) -> dict[str, tuple[str, ...]]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='launch.ablate', allow_abbrev=False)
     parser.error = lambda message: sys.exit(cli.print_error(message))
-    parser.add_argument('--workdir', required=True, help="folder of the runs' folders")
-    parser.add_argument('--seeds', type=int, default=1, help='how many of each, from 0 on')
-    parser.add_argument('--recipe', choices=SWITCHES, default='modern', help='whose switches')
-    parser.add_argument('--only', default='', help='names, with commas between; all if not given')
+    parser.add_argument('--workdir', required=True, help='parent folder of the runs')
+    parser.add_argument('--seeds', type=int, default=1, help='number of seeds per run, from 0')
+    parser.add_argument('--recipe', choices=SWITCHES, default='modern', help='recipe to ablate')
+    parser.add_argument('--only', default='', help='comma-separated names of runs; default: all')
     args, others = parser.parse_known_args(argv)
     runs = runs_of(args.recipe)
     names = args.only.split(',') if args.only else list(runs)
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         if status not in (0, 1):
             return status
         worst = max(worst, status)
-    print(f'\n{"run":16} {"config":44} {"set back":40} result')
+    print(f'\n{"run":16} {"config":44} {"reverted":40} result')
     for name in names:
         config, *back = runs[name]
         folders = [pathlib.Path(args.workdir) / name / f'seed{n}' for n in range(args.seeds)]

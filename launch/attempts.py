@@ -1,11 +1,11 @@
-"""Runs a training command, unless it was started too often without a new checkpoint.
+"""Runs a training command, with a limit on starts that make no progress.
 
     python -m launch.attempts [--most=10] -- python -m experiments.main --workdir=W ...
 
-Launchers restart a run that was pre-empted or that ended with a status a rerun can cure. This caps
-the starts that saved no newer checkpoint, whatever ended them; it counts them in W/attempts.json.
-Runs that make progress are restarted without limit. Only the first process of several counts.
-Exit status: the command's; 2 if it was started too often or the count cannot be written.
+Launchers restart a run that was pre-empted or that failed temporarily. This program counts, in
+W/attempts.json, the consecutive starts that saved no newer checkpoint, and refuses to start after
+`most` of them. Runs that make progress can restart without limit. Of several processes, only the
+first counts. Exit status: the command's; 2 if the limit is reached or the count cannot be written.
 """
 
 import json
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     if workdir and all(os.environ.get(name, '0') == '0' for name in RANKS):
         try:
             refusal = retry(lambda: count(epath.Path(workdir), int(most[1] or MOST)))
-        except Exception as e:  # a bucket's client raises errors of its own kinds
+        except Exception as e:  # clients of buckets raise their own exceptions
             return fail(f"cannot count the starts in '{workdir}': {' '.join(str(e).split())}")
         if refusal:
             return fail(refusal)
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 
 def find_workdir(words: list[str]) -> str:
-    """The value of --workdir; '' if the command has none."""
+    """Returns the value of --workdir; '' if the command has none."""
     for word, after in zip(words, [*words[1:], ''], strict=True):
         if match := re.fullmatch(r'--?workdir(?:=(.*))?', word):
             return after if match[1] is None else match[1]
@@ -50,19 +50,19 @@ def find_workdir(words: list[str]) -> str:
 
 
 def count(workdir: epath.Path, most: int) -> str:
-    """Counts one more start; returns a sentence instead if there were `most` without progress."""
+    """Counts a start; returns an error message instead after `most` starts without progress."""
     file, step = workdir / 'attempts.json', newest_step(workdir)
     try:
         known = json.loads(file.read_text())
         best, starts = int(known['step']), int(known['starts'])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, or cut short by a kill
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # missing, or truncated by a kill
         best, starts = -1, 0
     starts = 0 if step > best else starts
     if starts >= most:
-        file.unlink()  # a rerun by hand starts counting afresh
+        file.unlink()  # a manual rerun starts counting from zero
         return (
             f"'{workdir}' was started {starts} times without a checkpoint newer than step "
-            f'{best}: look for the cause in its log, then run the command again'
+            f'{best}: find the cause in its log, then run the command again'
         )
     workdir.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({'step': max(step, best), 'starts': starts + 1}) + '\n')
@@ -70,7 +70,7 @@ def count(workdir: epath.Path, most: int) -> str:
 
 
 def newest_step(workdir: epath.Path) -> int:
-    """Of the finished checkpoints; -1 if there are none."""
+    """Returns the step of the newest complete checkpoint; -1 if there is none."""
     try:
         names = [path.name for path in (workdir / 'checkpoints').iterdir()]
     except FileNotFoundError:
@@ -79,7 +79,7 @@ def newest_step(workdir: epath.Path) -> int:
 
 
 def retry(action: Callable[[], str], more: int = 2) -> str:
-    """Storage on a network fails now and then; raises the last error."""
+    """Retries an action on network storage up to `more` times; raises the last error."""
     for _ in range(more):
         try:
             return action()

@@ -1,4 +1,4 @@
-"""Which accelerators this machine has, and how to give a process one of them, or a share."""
+"""Finds this machine's accelerators and assigns them, or shares of them, to processes."""
 
 import os
 import pathlib
@@ -7,13 +7,13 @@ import sys
 
 from nin_jax.errors import UserError
 
-TPU_BOUNDS = {1: '1,1,1', 2: '1,2,1', 4: '2,2,1', 8: '2,4,1'}  # how libtpu counts a process's chips
+TPU_BOUNDS = {1: '1,1,1', 2: '1,2,1', 4: '2,2,1', 8: '2,4,1'}  # libtpu's shape of a process's chips
 
 
 def found() -> tuple[str, list[str]]:
-    """('cuda', ['0', '1']), ('tpu', [...]) or ('cpu', []), without starting JAX.
+    """Returns ('cuda', ['0', '1']), ('tpu', [...]) or ('cpu', []) without initializing JAX.
 
-    JAX_PLATFORMS and CUDA_VISIBLE_DEVICES are respected.
+    Respects JAX_PLATFORMS and CUDA_VISIBLE_DEVICES.
     """
     wanted = os.environ.get('JAX_PLATFORMS', '')
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
@@ -30,15 +30,15 @@ def found() -> tuple[str, list[str]]:
 
 
 def environments(workers: int | None, chosen: str | None, each: int = 1) -> list[dict[str, str]]:
-    """What to add to the environment of each of the workers.
+    """Returns the environment variables to set for each worker.
 
     Args:
-      workers: how many; None for as many as keep all accelerators busy.
-      chosen: accelerators to use, such as '0,1'; 'cpu' for none; None for all that there are.
-      each: accelerators a worker; on a CPU, devices that JAX makes of it.
+      workers: number of workers; None for one per accelerator (or group of `each`).
+      chosen: accelerators to use, such as '0,1'; 'cpu' for none; None for all.
+      each: accelerators per worker; on a CPU, the number of JAX devices per worker.
 
     Raises:
-      UserError: for accelerators that are not there, or TPU chips that several are to share.
+      UserError: an accelerator does not exist, or several workers would share a TPU chip.
     """
     kind, there = found()
     names = there if chosen is None else [w for w in chosen.split(',') if w]
@@ -54,23 +54,23 @@ def environments(workers: int | None, chosen: str | None, each: int = 1) -> list
     groups = [','.join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
     count = workers or len(groups)
     if not groups:
-        raise UserError(f'--devices_per_trial={each}: there are only {len(names)} accelerators')
+        raise UserError(f'--devices_per_trial={each}: only {len(names)} accelerators are available')
     if kind == 'tpu':
         if each not in TPU_BOUNDS:
-            raise UserError(f'--devices_per_trial={each}: TPU chips go by 1, 2, 4 or 8')
+            raise UserError(f'--devices_per_trial={each}: use 1, 2, 4 or 8 TPU chips')
         if count > len(groups):
             raise UserError(
                 f'--workers={count}: a TPU chip serves one process, and there are {len(names)}'
             )
         one = {'TPU_CHIPS_PER_PROCESS_BOUNDS': TPU_BOUNDS[each], 'TPU_PROCESS_BOUNDS': '1,1,1'}
         return [one | {'TPU_VISIBLE_CHIPS': group} for group in groups[:count]]
-    share = -(-count // len(groups))  # processes on the fullest card
+    share = -(-count // len(groups))  # processes on the most loaded GPU
     fraction = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.9 / share:.3f}'} if share > 1 else {}
     return [{'CUDA_VISIBLE_DEVICES': groups[i % len(groups)]} | fraction for i in range(count)]
 
 
 def cores(index: int, workers: int) -> set[int] | None:
-    """The worker's share of the CPU cores; None where that cannot be said or they are too few."""
+    """Returns a worker's share of the CPU cores; None if there are too few, or not on Linux."""
     if sys.platform != 'linux':
         return None
     mine = sorted(os.sched_getaffinity(0))[index::workers]

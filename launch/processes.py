@@ -1,4 +1,4 @@
-"""Processes that are told to stop when we are, and that do not outlive us."""
+"""Child processes that receive this process's stop signals and do not outlive it."""
 
 import ctypes
 import os
@@ -9,11 +9,15 @@ import time
 
 
 class Family:
-    """The processes started here; `stop` says whether we were asked to end.
+    """A context manager that owns child processes and forwards signals to them.
 
-    SIGTERM and SIGINT are handed on to each of them, once (they are in process groups of their
-    own, which Ctrl-C in a terminal does not reach). On Linux they get SIGTERM as well if this
-    process dies without a word, so that a run saves and stops instead of going on unnoticed.
+    SIGTERM and SIGINT are forwarded once to every child. The children are in their own process
+    groups, so Ctrl-C in a terminal does not reach them directly. On Linux, the children also
+    receive SIGTERM if this process dies, so that a run saves and stops instead of continuing
+    unnoticed.
+
+    Attributes:
+      stop: whether this process has received SIGTERM or SIGINT.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -36,20 +40,20 @@ class Family:
     def start(
         self, command: list[str], cpus: set[int] | None = None, **options
     ) -> subprocess.Popen:
-        """subprocess.Popen(command, **options), made one of the family; on these cores only."""
+        """Starts a child with subprocess.Popen, restricted to the cores `cpus` if given."""
         prepare = tie_to_parent(os.getpid(), cpus) if sys.platform == 'linux' else None
         process = subprocess.Popen(command, process_group=0, preexec_fn=prepare, **options)
         self._alive = [p for p in self._alive if p.poll() is None] + [process]
-        if self.stop:  # asked while it was being made
+        if self.stop:  # the signal arrived during Popen
             process.terminate()
         return process
 
     def end(self) -> None:
-        """Asks every process to stop, as if we had been asked to."""
+        """Stops every child, as if this process had received SIGTERM."""
         self._hand_on(signal.SIGTERM, None)
 
     def wait(self, seconds: float) -> None:
-        """Waits for every process; kills those that take longer."""
+        """Waits up to `seconds` for all children, then kills the rest."""
         until = time.monotonic() + seconds
         for process in self._alive:
             try:
@@ -64,14 +68,13 @@ class Family:
 
 
 def tie_to_parent(parent: int, cpus: set[int] | None):
-    """A function that, run in a new process, has the kernel send it SIGTERM when `parent` dies,
-    and keeps it to some cores."""
-    set_death_signal = ctypes.CDLL(None).prctl  # looked up here: a fork should do next to nothing
+    """Returns a `preexec_fn` that sets SIGTERM as the parent-death signal, and the CPU affinity."""
+    set_death_signal = ctypes.CDLL(None).prctl  # resolved before the fork, not in the child
     PR_SET_PDEATHSIG = 1
 
     def prepare():
         set_death_signal(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died in between
+        if os.getppid() != parent:  # the parent died before prctl
             os._exit(1)
         if cpus:
             os.sched_setaffinity(0, cpus)

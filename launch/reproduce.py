@@ -1,15 +1,15 @@
-"""Everything behind RESULTS.md, with one command.
+"""Reproduces RESULTS.md with one command.
 
     python -m launch.reproduce --preset=cpu --workdir=runs/reproduce --dry-run
     python -m launch.reproduce --preset=cpu --workdir=runs/reproduce
     python -m launch.reproduce --preset=gpu --only=cifar10
 
-`cpu` is what two CPU cores finish: the fast and modern recipes, the paper's claims with the fast
-recipe, and the paper's own schedules as far as they go. `gpu` is the paper's full schedules, five
-seeds each. Runs that are done are left alone, interrupted ones resume, and after each experiment
-WORKDIR/RESULTS.md and its figure are written anew. --dry-run prints the runs with their images,
-PFLOP and the time that a few measured steps predict for this machine. Other flags, such as
---config.data.dir, go to every run. Exit status as launch.seeds.
+The preset `cpu` is feasible on two CPU cores: the fast and modern recipes, the ablations with the
+fast recipe, and the paper's schedules as far as possible. The preset `gpu` is the paper's full
+schedules, with five seeds each. Finished runs are skipped and interrupted runs resume. After each
+experiment, WORKDIR/RESULTS.md and its figure are rewritten. --dry-run prints every run with its
+number of images, its PFLOP, and its time on this machine, estimated from a few measured steps.
+Other flags, such as --config.data.dir, are passed to every run. Exit status: as launch.seeds.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from ml_collections import ConfigDict
 from experiments import cli
 from launch import seeds
 
-FLOPS_PER_MAC = 6  # of training: forward, and two products of the same size backward
+FLOPS_PER_MAC = 6  # 2 in the forward pass, and 4 in the backward pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One config with several seeds; seed n trains in WORKDIR/`name`/seed<n>."""
+    """One config with several seeds; the folder of seed n is WORKDIR/`name`/seed<n>."""
 
     name: str
     config: str
@@ -37,7 +37,7 @@ class Experiment:
 
     @property
     def path(self) -> str:
-        """The config as --config takes it."""
+        """The value of --config."""
         file, _, variant = self.config.partition(':')
         return f'experiments/configs/{file}.py' + (f':{variant}' if variant else '')
 
@@ -78,19 +78,21 @@ PRESETS: dict[str, tuple[Experiment, ...]] = {
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog='launch.reproduce', description='Everything behind RESULTS.md.', allow_abbrev=False
+        prog='launch.reproduce', description='Reproduces RESULTS.md.', allow_abbrev=False
     )
     parser.error = lambda message: sys.exit(cli.print_error(message))
-    parser.add_argument('--preset', choices=PRESETS, required=True, help='which runs')
+    parser.add_argument('--preset', choices=PRESETS, required=True, help='set of runs')
     parser.add_argument('--workdir', default='runs/reproduce', type=pathlib.Path)
-    parser.add_argument('--only', default='', help='names of experiments, with commas between')
-    parser.add_argument('--dry-run', action='store_true', help='print the runs, and start none')
+    parser.add_argument('--only', default='', help='comma-separated names of experiments')
+    parser.add_argument('--dry-run', action='store_true', help='print the runs without starting')
     args, others = parser.parse_known_args(argv)
     experiments = {e.name: e for e in PRESETS[args.preset]}
     names = args.only.split(',') if args.only else list(experiments)
     for name in names:
         if name not in experiments:
-            return cli.print_error(f"--only: no '{name}': choose from {', '.join(experiments)}")
+            return cli.print_error(
+                f"--only: no experiment '{name}': choose from {', '.join(experiments)}"
+            )
     chosen = [experiments[name] for name in names]
     if args.dry_run:
         return print_plan(chosen, args.workdir, others)
@@ -106,7 +108,7 @@ def main(argv: list[str]) -> int:
 
 
 def write_results(workdir: pathlib.Path) -> None:
-    """RESULTS.md and its figure from the runs under `workdir` that are done."""
+    """Writes RESULTS.md and its figure from the finished runs under `workdir`."""
     from experiments.report import document, records
 
     folders = sorted(path.parent for path in workdir.glob('*/seed*/summary.json'))
@@ -117,11 +119,11 @@ def write_results(workdir: pathlib.Path) -> None:
         print(f'{workdir / "RESULTS.md"}: {len(runs)} runs', flush=True)
 
 
-# ---- what it will take --------------------------------------------------------------------------
+# ---- expected cost ------------------------------------------------------------------------------
 
 
 def print_plan(chosen: list[Experiment], workdir: pathlib.Path, flags: list[str]) -> int:
-    """Prints every run with its images, PFLOP and expected time."""
+    """Prints every run with its images, PFLOP and estimated time; returns the exit status."""
     flops_per_s = measured_flops_per_s()
     print(f'{"run":28}{"images":>12}{"PFLOP":>8}{"time":>12}  state')
     total = 0.0
@@ -134,14 +136,14 @@ def print_plan(chosen: list[Experiment], workdir: pathlib.Path, flags: list[str]
             took = clock(flops / flops_per_s)
             print(f'{f"{e.name}/seed{seed}":28}{images:>12,}{flops / 1e15:8.2f}{took:>12}  {state}')
     print(
-        f'{total / 1e15:.2f} PFLOP to go, about {clock(total / flops_per_s)} of training at the '
-        f'{flops_per_s / 1e9:,.0f} GFLOP/s measured here; evaluation and compiling come on top'
+        f'{total / 1e15:.2f} PFLOP remaining, about {clock(total / flops_per_s)} of training at '
+        f'the measured {flops_per_s / 1e9:,.0f} GFLOP/s, plus evaluation and compilation'
     )
     return 0
 
 
 def cost(e: Experiment, flags: list[str]) -> tuple[int, float]:
-    """Training images of one run, small ones included, and its floating-point operations."""
+    """Returns the training images of one run (of any size) and its floating-point operations."""
     from nin_jax.data import catalog
     from nin_jax.plan import make_plan
 
@@ -156,7 +158,7 @@ def cost(e: Experiment, flags: list[str]) -> tuple[int, float]:
 
 
 def flops_per_image(config: ConfigDict, side: int = 0) -> float:
-    """Floating-point operations to train on one image of `side` pixels (0: the dataset's)."""
+    """Returns the training FLOPs of one image with `side` pixels per side (0: the dataset's)."""
     from nin_jax.data import catalog
     from nin_jax.models.factory import fc_classes, layer_blocks
     from nin_jax.models.summary import layer_table
@@ -172,7 +174,7 @@ def flops_per_image(config: ConfigDict, side: int = 0) -> float:
 
 
 def measured_flops_per_s(steps: int = 4) -> float:
-    """Rate of the fast recipe's training steps on random images, compiling aside."""
+    """Measures training steps of the fast recipe on random images, without compilation."""
     import jax
     import numpy as np
 
@@ -202,7 +204,7 @@ def measured_flops_per_s(steps: int = 4) -> float:
 
 
 def state_of(folder: pathlib.Path) -> str:
-    """'new', 'done', or how far the run got."""
+    """Returns 'new', the run's final status, or the step of its newest checkpoint."""
     from nin_jax.files import read_json
 
     if (folder / 'summary.json').exists():
@@ -212,7 +214,7 @@ def state_of(folder: pathlib.Path) -> str:
 
 
 def clock(seconds: float) -> str:
-    """'12:05' or '1:02:03'."""
+    """Formats seconds as '12:05' or '1:02:03'."""
     from nin_jax.runs.display import duration
 
     return duration(seconds)

@@ -1,33 +1,33 @@
-"""Trains one config with several seeds, one after another, each a process of experiments.main.
+"""Trains one config with several seeds sequentially, each in a process of experiments.main.
 
     python -m launch.seeds --config=experiments/configs/cifar10.py --workdir=runs/cifar10 --seeds=5
 
-Seed n's run goes to WORKDIR/seed<n>; all other flags are handed on. Repeat the command to resume:
-finished seeds are left alone. Exit status: 0 all done, 1 some seed diverged, 2 a mistake in the
-command, 75 stopped on request and saved: run it again.
+The run of seed n is in WORKDIR/seed<n>. All other flags are passed to every run. Repeat the command
+to resume; finished seeds are skipped. Exit status: 0 all done, 1 a seed diverged, 2 an error in the
+command, 75 stopped by a signal and saved: run the command again.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import sys
 
 from experiments import cli
 from launch.processes import Family
-from nin_jax.runs.interrupt import RESUME_ME
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='launch.seeds', allow_abbrev=False)
     parser.error = lambda message: sys.exit(cli.print_error(message))
-    parser.add_argument('--config', required=True, help='a page of experiments/configs/')
-    parser.add_argument('--workdir', required=True, help="folder of the seeds' folders")
-    parser.add_argument('--seeds', type=int, default=5, help='how many, from 0 on')
+    parser.add_argument('--config', required=True, help='a config of experiments/configs/')
+    parser.add_argument('--workdir', required=True, help='parent folder of the runs')
+    parser.add_argument('--seeds', type=int, default=5, help='number of seeds, from 0')
     args, others = parser.parse_known_args(argv)
     if args.seeds < 1 or any(word.lstrip('-').startswith('config.seed') for word in others):
         return cli.print_error(
-            '--seeds=N runs the seeds 0 to N - 1: give N of 1 or more, and no --config.seed'
+            '--seeds=N trains seeds 0 to N - 1: N must be at least 1; leave out --config.seed'
         )
     folders = [pathlib.Path(args.workdir) / f'seed{seed}' for seed in range(args.seeds)]
     worst = 0
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         status = run(
             [f'--config={args.config}', f'--workdir={folder}', f'--config.seed={seed}', *others]
         )
-        if status not in (0, 1):  # 1: diverged, which says nothing about the other seeds
+        if status not in (0, 1):  # after a divergence (1) the other seeds still run
             return status
         worst = max(worst, status)
     print(sentence(folders))
@@ -44,20 +44,20 @@ def main(argv: list[str]) -> int:
 
 
 def run(flags: list[str]) -> int:
-    """Runs experiments.main to its end, and hands on requests to stop; returns its status."""
+    """Runs experiments.main and forwards stop signals to it; returns its exit status."""
     with Family() as family:
         status = family.start([sys.executable, '-m', 'experiments.main', *flags]).wait()
     if family.stop and status in (0, 1):
-        return RESUME_ME  # this seed came to its end, the next is not to begin
+        return os.EX_TEMPFAIL  # this seed finished, but the next must not start
     return status if status >= 0 else 128 - status
 
 
 def sentence(folders: list[pathlib.Path]) -> str:
-    """Mean and standard deviation of the final test errors and of the seconds of training."""
+    """Returns mean and standard deviation of the final test error and of the training time."""
     summaries = [json.loads((folder / 'summary.json').read_text()) for folder in folders]
     done = [s for s in summaries if s['status'] == 'done']
     if not done:
-        return 'no seed came to its end'
+        return 'no seed finished'
     errors = [100 * s['final_error'] for s in done]
     seconds = [s['seconds']['train'] for s in done]
     failed = len(folders) - len(done)
@@ -69,7 +69,7 @@ def sentence(folders: list[pathlib.Path]) -> str:
 
 
 def mean_and_std(values: list[float]) -> str:
-    """'10.41 ± 0.12'; no deviation of a single value."""
+    """Formats as '10.41 ± 0.12'; a single value has no deviation."""
     deviation = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
     return f'{statistics.mean(values):.2f}{deviation}'
 

@@ -1,4 +1,4 @@
-"""The results page, what it refuses, and several seeds in one command."""
+"""Tests of RESULTS.md, of runs it refuses, and of several seeds in one command."""
 
 import copy
 import itertools
@@ -39,28 +39,28 @@ def configs() -> dict[str, dict]:
 
 
 def record(
-    configs, page: str, seed: int, error: float, epoch: float | None = None, **changes
+    configs, name: str, seed: int, error: float, epoch: float | None = None, **changes
 ) -> dict:
-    """A made-up finished run of a page, with other values for some keys."""
-    config = copy.deepcopy(configs[page]) | {'seed': seed, 'devices': 1, 'eval.batch_size': 500}
+    """Returns a synthetic finished run of a config, with other values for some keys."""
+    config = copy.deepcopy(configs[name]) | {'seed': seed, 'devices': 1, 'eval.batch_size': 500}
     config |= {k.replace('__', '.'): v for k, v in changes.items()}
-    full = float(configs[page]['train.duration'].removesuffix('ep'))
+    full = float(configs[name]['train.duration'].removesuffix('ep'))
     return {
         'status': 'done',
-        'name': f'{page.replace(":", "-")}-seed{seed}',
+        'name': f'{name.replace(":", "-")}-seed{seed}',
         'final_error': error,
         'epoch': full if epoch is None else epoch,
         'seed': seed,
         'seconds': {'train': 3600.0, 'eval': 60.0},
         'config': config,
-        'command': f'python -m experiments.main --config={page}',
+        'command': f'python -m experiments.main --config={name}',
         'device': {'kind': 'cpu', 'platform': 'cpu', 'count': 1, 'cpus': 2, 'machine': 'x86_64'},
         'columns': list(records.COLUMNS),
         'epochs': [[1.0, 2.0, 0.8, 1.9, 0.7], [2.0, 1.5, 0.5, 1.4, 0.4]],
     }
 
 
-def page_text(runs, configs) -> str:
+def results_text(runs, configs) -> str:
     return markdown.markdown(runs, configs, 'python -m experiments.report results', 'figure3.png')
 
 
@@ -68,7 +68,7 @@ def page_text(runs, configs) -> str:
 
 
 def test_the_papers_tables():
-    """Spot checks against the paper; every row of ours names a page and variant that exist."""
+    """Spot checks against the paper; every row of ours names an existing config."""
     errors = {t.title.split(':')[0]: [r.error for r in t.rows] for t in TABLES}
     assert errors['Table 1'] == [15.13, 14.98, 11.68, 10.41, 9.50, 9.38, 9.32, 8.81]
     assert errors['Table 2'] == [43.71, 42.51, 38.57, 36.85, 35.68, 35.68]
@@ -83,12 +83,12 @@ def test_the_papers_tables():
 
 
 def test_pages_quote_the_same_errors():
-    """A page's header and the tables say the same of it."""
+    """A config's header and the tables state the same errors."""
     for table in TABLES:
         for row in table.rows:
             if row.config and row.error is not None:
-                page = row.config.partition(':')[0]
-                text = (ROOT / f'experiments/configs/{page}.py').read_text().split('"""')[1]
+                name = row.config.partition(':')[0]
+                text = (ROOT / f'experiments/configs/{name}.py').read_text().split('"""')[1]
                 assert f'{row.error:.2f} %' in text, row
 
 
@@ -107,7 +107,7 @@ def test_every_page_is_recognised_by_its_config_alone(configs):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'page'),
+    ('changes', 'name'),
     [
         ({'seed': 3, 'devices': 8, 'optim.lr': 0.05, 'model.class_bias': 1.0}, 'cifar10'),
         ({'model.blocks.mlpconv1.init_std': []}, 'cifar10'),
@@ -119,8 +119,8 @@ def test_every_page_is_recognised_by_its_config_alone(configs):
         ({'model.blocks.mlpconv3.kernel': 5}, None),
     ],
 )
-def test_what_a_run_is_of(configs, changes, page):
-    assert groups.config_of(configs['cifar10'] | changes, configs) == page
+def test_what_a_run_is_of(configs, changes, name):
+    assert groups.config_of(configs['cifar10'] | changes, configs) == name
 
 
 def test_a_run_from_before_a_key_was_there_has_its_default(configs):
@@ -129,12 +129,12 @@ def test_a_run_from_before_a_key_was_there_has_its_default(configs):
     assert groups.differences(old, configs['cifar10']) == {}
 
 
-# ---- the page -------------------------------------------------------------------------------
+# ---- RESULTS.md -------------------------------------------------------------------------------
 
 
 def test_mean_and_deviation_over_seeds_stand_beside_the_paper(configs):
     runs = [record(configs, 'cifar10', seed, e) for seed, e in enumerate((0.104, 0.106, 0.102))]
-    text = page_text(runs, configs)
+    text = results_text(runs, configs)
     assert '| **NIN + Dropout** | 10.41 % | 10.03 % | 10.40 ± 0.20 % (3 seeds) |' in text
     assert (
         '- NIN + Dropout, ours: 10.40 ± 0.20 % (3 seeds), 260 epochs; 2 CPUs (x86_64), '
@@ -152,7 +152,7 @@ def test_short_runs_are_marked_and_do_not_mix_with_whole_ones(configs):
         record(configs, 'mnist', 1, 0.03, epoch=2.0, train__duration='2ep'),
         record(configs, 'mnist', 2, 0.2, data__limit=512),
     ]
-    text = page_text(runs, configs)
+    text = results_text(runs, configs)
     assert (
         '| 0.50 % (1 seed)<br>**short**: 3.00 % (1 seed, 2 of 60 epochs)'
         '<br>**short**: 20.00 % (1 seed, 60 of 60 epochs) |'
@@ -162,12 +162,12 @@ def test_short_runs_are_marked_and_do_not_mix_with_whole_ones(configs):
 
 
 def test_changed_training_is_said(configs):
-    text = page_text([record(configs, 'cifar100', 0, 0.4, optim__lr=0.05)], configs)
+    text = results_text([record(configs, 'cifar100', 0, 0.4, optim__lr=0.05)], configs)
     assert '| 40.00 % (1 seed, changed) |' in text and '260 epochs, optim.lr=0.05; ' in text
 
 
 def test_a_run_of_no_page_is_listed_apart(configs):
-    text = page_text([record(configs, 'svhn', 0, 0.05, data__eval='valid')], configs)
+    text = results_text([record(configs, 'svhn', 0, 0.05, data__eval='valid')], configs)
     assert '## Other runs\n\n- ours: 5.00 % (1 seed)' in text
     assert '| **NIN + Dropout** | 2.35 % | 3.76 % |  |' in text
 
@@ -175,14 +175,14 @@ def test_a_run_of_no_page_is_listed_apart(configs):
 def test_the_same_seed_twice_is_refused(configs):
     run = record(configs, 'mnist', 0, 0.005)
     with pytest.raises(records.RunError, match='are the same run twice'):
-        page_text([run, run | {'name': 'copy'}], configs)
+        results_text([run, run | {'name': 'copy'}], configs)
 
 
 def test_every_experiment_of_reproduce_is_a_row_of_a_table(configs):
     for experiment in itertools.chain(*reproduce.PRESETS.values()):
         assert experiment.config in configs, experiment
     commands = [
-        line for line in page_text([], configs).splitlines() if line.startswith('python -m')
+        line for line in results_text([], configs).splitlines() if line.startswith('python -m')
     ]
     assert [f'python -m launch.reproduce --preset={p}' for p in reproduce.PRESETS] == commands
 
@@ -195,9 +195,9 @@ def test_figure_is_drawn_with_and_without_our_curves(configs, tmp_path):
     assert (tmp_path / 'ours.png').read_bytes() != (tmp_path / 'none.png').read_bytes()
     assert (
         'Lines: cifar10-nodropout-seed0 (no dropout, 260 epochs), cifar10-seed0 (dropout, 2'
-        in page_text(runs, configs)
+        in results_text(runs, configs)
     )
-    assert 'Lines: no run of ours.' in page_text([], configs)
+    assert 'Lines: no run of ours.' in results_text([], configs)
 
 
 def test_results_page_is_what_the_collected_runs_make():

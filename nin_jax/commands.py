@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -130,7 +131,7 @@ def dry_run(config: ConfigDict) -> int:
     }
     programs['evaluation'] = evaluation(0)
     for name, program in programs.items():
-        memory = program.memory_analysis()
+        memory: Any = program.memory_analysis()
         print(
             f'{name:16}  {memory.argument_size_in_bytes / 2**20:8,.1f} MiB of arguments  '
             f'{memory.temp_size_in_bytes / 2**20:8,.1f} MiB of temporaries'

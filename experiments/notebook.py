@@ -18,7 +18,12 @@ from experiments import cli
 from nin_jax.errors import UserError
 
 GUIDE = flags.DEFINE_string('guide', 'docs/guide.md', 'The Markdown file to read.')
-OUT = flags.DEFINE_string('out', None, 'The notebook to write; the guide with .ipynb by default.')
+OUT = flags.DEFINE_string(
+    'out',
+    None,
+    'The notebook to write; the guide with .ipynb by default.',
+    allow_override=True,  # a process may import another entry point too
+)
 
 SETUP = """\
 import os

@@ -28,7 +28,7 @@ SHARED = {
     'crops': ('--config.augment.crop_pad=0',),
     'flip': ('--config.augment.flip=False',),
     'label_smoothing': ('--config.augment.label_smoothing=0.0',),
-    'schedule': ('--config.optim.schedule=drops',),
+    'schedule': ('--config.optim.schedule=drops', '--config.optim.drops=77% 88%'),
 }
 SWITCHES: dict[str, dict[str, tuple[str, ...]]] = {
     'modern': SHARED

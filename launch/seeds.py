@@ -9,13 +9,13 @@ command, 75 stopped by a signal and saved: run the command again.
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import sys
 
 from experiments import cli
 from launch.processes import ProcessGroup
-from nin_jax.runs.interrupt import RESUME_ME
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +48,7 @@ def run(flags: list[str]) -> int:
     with ProcessGroup() as group:
         status = group.start([sys.executable, '-m', 'experiments.main', *flags]).wait()
     if group.stop and status in (0, 1):
-        return RESUME_ME  # this seed finished, but the next must not start
+        return os.EX_TEMPFAIL  # this seed finished, but the next must not start
     return status if status >= 0 else 128 - status
 
 

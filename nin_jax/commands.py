@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -116,21 +117,23 @@ def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
 
 
 def dry_run(config: ConfigDict) -> int:
-    """Compiles the programs of a run, prints their memory and the schedule, and stops."""
+    """Compiles the calls of each image size and the evaluation; prints their memory."""
     validate(config)
     use_compilation_cache()
     clock = Stopwatch()
     data = load_data(config)
     trainer = make_trainer(config, data, fit_preprocess(config, data.train))
     state, plan = trainer.init_state(0), trainer.plan
+    calls, evaluation = loop.Calls(trainer, state, clock), loop.eval_program(trainer, state, clock)
     programs = {
-        'training': loop.Calls(trainer, state, clock).program(plan.steps_per_call),
-        'evaluation': loop.eval_program(trainer, state, clock)(0),
+        f'training, {side}x{side}' if side else 'training': calls.program(plan.steps_per_call, side)
+        for side in (*(side for _, side in plan.image_sizes), 0)
     }
+    programs['evaluation'] = evaluation(0)
     for name, program in programs.items():
-        memory = program.memory_analysis()
+        memory: Any = program.memory_analysis()
         print(
-            f'{name:10}  {memory.argument_size_in_bytes / 2**20:8,.1f} MiB of arguments  '
+            f'{name:16}  {memory.argument_size_in_bytes / 2**20:8,.1f} MiB of arguments  '
             f'{memory.temp_size_in_bytes / 2**20:8,.1f} MiB of temporaries'
         )
     print(

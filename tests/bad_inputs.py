@@ -58,8 +58,8 @@ QUICKSTART = 'experiments/configs/quickstart.py'
 COMMAND_LINE = [
     Case(MAIN, (), '--config'),
     Case(MAIN, ('--config.seed=3',), ('--config.seed', '--config=')),
-    Case(MAIN, (f'--config={QUICKSTART}',), ('--workdir', '--mode=train')),
-    Case(MAIN, (f'--config={QUICKSTART}', '--mode=eval'), ('--workdir', '--mode=eval')),
+    Case(MAIN, (f'--config={QUICKSTART}',), '--workdir'),
+    Case(MAIN, (f'--config={QUICKSTART}', '--mode=eval'), '--workdir'),
     Case(MAIN, ('--config=',), "'.'"),
     Case(MAIN, ('--config=nope.py',), "'nope.py'"),
     Case(MAIN, ('--config=tests',), "'tests'"),
@@ -308,7 +308,6 @@ PICTURES = [
         (encoded(NOISE.convert('P'), 'PCX'),),
     )
 ] + [
-    Case(PREDICT, ('{tmp}/a.png',), '--workdir'),
     Case(PREDICT, ('--workdir={run}',), 'picture'),
     Case(PREDICT, ('--workdir={run}', '{tmp}/absent.png'), '{tmp}/absent.png'),
     Case(PREDICT, ('--workdir={run}', '{tmp}'), '{tmp}'),
@@ -324,7 +323,7 @@ PICTURES = [
     Case(
         PREDICT,
         ('--workdir={tmp}', '{tmp}/a.png'),
-        ('{tmp}', 'config.json'),
+        '{tmp}',
         files={'a.png': encoded(NOISE, 'PNG')},
     ),
     Case(VISUALIZE, (), '--workdir'),
@@ -454,7 +453,7 @@ CAFFE = [
     Case(
         PRETRAINED,
         ('--caffemodel={tmp}/net', '--workdir={tmp}/authors', '--data_dir={tmp}'),
-        names or '{tmp}/net',
+        (*names,) or '{tmp}/net',
         'CheckpointError',
         files={'net': data},
     )

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Lowest first; a module belongs to its longest prefix, and may import its own layer and lower ones.
 LAYERS = (
     ('nin_jax.errors', 'nin_jax.config', 'nin_jax.plan', 'nin_jax.files', 'nin_jax.version'),
-    ('nin_jax.distributed', 'nin_jax.devices'),
+    ('nin_jax.distributed', 'nin_jax.devices', 'nin_jax.console'),
     ('nin_jax.data', 'nin_jax.models'),
     ('nin_jax.runs',),
     ('nin_jax.train',),

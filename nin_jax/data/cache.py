@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nin_jax.errors import DataError, UserError
+from nin_jax.errors import DataError, UserError, from_os_error
 from nin_jax.files import file_sha256, lock, verify_checksum, with_checksum
 
 if TYPE_CHECKING:
@@ -91,7 +91,9 @@ def ready(name: str, dataset: Dataset, root: Path) -> Path:
             if not _up_to_date(folder, source):
                 _build(name, dataset, root, folder, source)
     except OSError as error:
-        raise DataError(f'the cache {folder} cannot be written: {error}') from error
+        failure = DataError(f'the cache {folder} cannot be written: {error}')
+        failure.exit_status = from_os_error(error).exit_status  # a full disk passes
+        raise failure from error
     return folder
 
 

@@ -38,7 +38,10 @@ class FolderRecords:
     def __init__(self, folder: Path):
         classes = sorted(path for path in folder.iterdir() if path.is_dir())
         self.class_names = tuple(path.name for path in classes)
-        columns = [[(p, k) for p in sorted(path.iterdir())] for k, path in enumerate(classes)]
+        columns = [
+            [(p, k) for p in sorted(path.iterdir()) if not p.name.startswith('.')]
+            for k, path in enumerate(classes)
+        ]
         rows = itertools.zip_longest(*columns)
         self._files = [file for row in rows for file in row if file is not None]
 

@@ -1,10 +1,7 @@
 """SIGTERM and SIGINT ask a run to save and stop; a second signal stops it at once."""
 
-import os
 import signal
 from types import FrameType
-
-RESUME_ME = os.EX_TEMPFAIL
 
 
 class Interrupt:

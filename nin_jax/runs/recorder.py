@@ -54,8 +54,10 @@ class Recorder:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._metrics.close()
-        self._checkpoints.__exit__(*error)
+        try:
+            self._metrics.close()
+        finally:
+            self._checkpoints.__exit__(*error)
 
     @property
     def evals(self) -> list[dict]:

@@ -6,6 +6,7 @@ checkpoints/      Orbax checkpoints, by step
 metrics.jsonl     one line a call and an evaluation
 tensorboard/      the same for TensorBoard
 summary.json      how the run ended
+damaged/          checkpoints that did not match their SHA-256
 """
 
 import contextlib
@@ -85,7 +86,23 @@ def open_run(path: pathlib.Path, config: ConfigDict) -> Iterator[RunDir]:
                 stack.enter_context(locked(path))
                 write_or_check_config(path, flat)
                 is_done = _is_done(path, flat)
-        yield RunDir(path, flat, distributed.anyone(is_done))
+        try:
+            yield RunDir(path, flat, distributed.anyone(is_done))
+        except UserError:
+            if distributed.is_first() and not has_started(path):
+                forget(path)
+            raise
+
+
+def has_started(path: pathlib.Path) -> bool:
+    """Whether a run left metrics or checkpoints in the folder."""
+    return (path / 'metrics.jsonl').exists() or any(path.glob('checkpoints/*'))
+
+
+def forget(path: pathlib.Path) -> None:
+    """Deletes the config of a run that made no step, so that a corrected command is accepted."""
+    for name in (CONFIG, PREPROCESS):
+        (path / name).unlink(missing_ok=True)
 
 
 def _is_done(path: pathlib.Path, flat: dict) -> bool:

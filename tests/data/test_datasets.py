@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from nin_jax.data import cache, datasets
+from nin_jax.data import cache, catalog, datasets
 from nin_jax.data.catalog import DATASETS
 from nin_jax.data.datasets import load_arrays
 from nin_jax.errors import ConfigError, DataError
@@ -35,7 +35,7 @@ def read_cifar(path, names, label_bytes):
 
 
 def test_subset_splits_are_disjoint_and_whole():
-    train, valid, test = (load_arrays('mnist_subset', split) for split in datasets.SPLITS)
+    train, valid, test = (load_arrays('mnist_subset', split) for split in catalog.SPLITS)
     both = load_arrays('mnist_subset', 'train+valid')
     assert [len(s.images) for s in (train, valid, test, both)] == [4000, 1000, 1000, 5000]
     np.testing.assert_array_equal(both.images, np.concatenate([train.images, valid.images]))
@@ -73,7 +73,7 @@ def test_paper_sizes_follow_from_the_table():
 
 
 def test_a_small_sample_of_svhn_holds_out_half(svhn_dir):
-    train, valid, test = (load_arrays('svhn_cropped', s, str(svhn_dir)) for s in datasets.SPLITS)
+    train, valid, test = (load_arrays('svhn_cropped', s, str(svhn_dir)) for s in catalog.SPLITS)
     # 6 of each class in train and 4 in extra: half of each is held out.
     assert (len(train.labels), len(valid.labels), len(test.labels)) == (50, 50, 30)
     assert np.bincount(valid.labels).tolist() == [5] * 10
@@ -264,6 +264,7 @@ def test_mnist_is_in_official_order(archives, data_dir):
         np.testing.assert_array_equal(ours.labels, labels)
 
 
+@pytest.mark.processes
 def test_a_cache_is_rebuilt_in_a_fresh_process(data_dir, tmp_path):
     (tmp_path / 'mnist').symlink_to(f'{data_dir}/mnist')
     code = (
@@ -276,6 +277,7 @@ def test_a_cache_is_rebuilt_in_a_fresh_process(data_dir, tmp_path):
     np.testing.assert_array_equal(rebuilt.labels, before.labels)
 
 
+@pytest.mark.processes
 def test_cifar10_is_in_official_order(archives, data_dir):
     path = archives / 'cifar10' / 'cifar-10-binary.tar.gz'
     names = [f'cifar-10-batches-bin/data_batch_{k}.bin' for k in range(1, 6)]
@@ -300,6 +302,7 @@ def test_cifar10_is_in_official_order(archives, data_dir):
     ]
 
 
+@pytest.mark.processes
 def test_cifar100_uses_fine_labels_in_official_order(archives, data_dir):
     path = archives / 'cifar100' / 'cifar-100-binary.tar.gz'
     labels, images = read_cifar(path, ['cifar-100-binary/test.bin'], 2)

@@ -52,7 +52,7 @@ def insects(monkeypatch):
         catalog.DATASETS['imagenet2012'],
         num_classes=3,
         image_shape=(24, 24, 3),
-        resize=32,
+        short_side=32,
         held_out=6,
     )
     monkeypatch.setitem(catalog.DATASETS, 'insects', entry)

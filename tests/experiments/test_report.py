@@ -138,8 +138,8 @@ def test_mean_and_deviation_over_seeds_stand_beside_the_paper(configs):
     assert '| **NIN + Dropout** | 10.41 % | 10.03 % | 10.40 ± 0.20 % (3 seeds) |' in text
     assert (
         '- NIN + Dropout, ours: 10.40 ± 0.20 % (3 seeds), 260 epochs; 2 CPUs (x86_64), '
-        '1:01:00 per run; `python -m experiments.main --config=cifar10` and the same with seed '
-        '1, 2\n'
+        '1:01:00 per run; `python -m experiments.main --config=cifar10` '
+        'and the same with seed 1, 2\n'
     ) in text
     # The same runs stand in the tables of heads, dropout, mlpconv and the modern recipe.
     assert text.count('| 10.40 ± 0.20 % (3 seeds) |') == 5

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from launch.preflight import analysis
-from nin_jax.data import datasets
+from nin_jax.data import catalog, datasets
 from nin_jax.errors import UserError
 from nin_jax.plan import make_plan
 from tests.helpers import ROOT, TINY_PAGE, assemble, load_page, run_process, tiny_config
@@ -54,10 +54,10 @@ def test_whitened_images_and_their_zca_have_the_runs_shapes():
 def test_counts_are_those_of_the_loaded_splits():
     for splits in ('train', 'valid', 'test', 'train+valid'):
         loaded = len(datasets.load_arrays('mnist_subset', splits).labels)
-        assert datasets.count('mnist_subset', splits) == loaded
+        assert catalog.count('mnist_subset', splits) == loaded
     # Section 4.4 of the paper: 400 and 200 images a class are held out of SVHN's training images.
-    assert datasets.count('svhn_cropped', 'valid') == 6000
-    assert datasets.count('svhn_cropped', 'train+valid') == 73_257 + 531_131
+    assert catalog.count('svhn_cropped', 'valid') == 6000
+    assert catalog.count('svhn_cropped', 'train+valid') == 73_257 + 531_131
 
 
 def test_local_report(local):
@@ -129,7 +129,7 @@ ENTRY %main (p: u8[9000], q: s32[]) -> f32[5] {
 def test_gradients_of_four_devices_are_summed_once():
     """In a process of its own, as the number of devices is fixed when JAX starts."""
     code = (
-        'import json; from tests.helpers import tiny_config; from nin_jax import preflight;'
+        'import json; from tests.helpers import tiny_config; from launch.preflight import analysis;'
         "r = analysis.report(tiny_config(), 'local');"
         'print(json.dumps([r.chips, r.flops, r.model_flops, r.collectives]))'
     )

@@ -165,13 +165,13 @@ def test_head_dropout_drops_inputs_of_the_head_in_training_only():
 @pytest.mark.parametrize(
     ('page', 'words'),
     [
-        (('ablations', 'fc'), 'a fully connected head was made for maps of 8x8, these are 10x8'),
-        (('hinton', 'gap'), 'a locally connected layer was made for maps of 4x4, these are 5x4'),
+        (('ablations', 'fc'), 'a fully connected head requires maps of 8x8, got 10x8'),
+        (('hinton', 'gap'), 'a locally connected layer requires maps of 4x4, got 5x4'),
     ],
 )
 def test_another_image_size_is_one_sentence(page, words):
     model = nnx.eval_shape(lambda: build(load_page(*page)))
-    with pytest.raises(ConfigError, match=f'^{words}: give images of the size'):
+    with pytest.raises(ConfigError, match=f'^{words}: use images of the size'):
         nnx.eval_shape(lambda m: m(jnp.zeros((1, 40, 32, 3))), model)
 
 
@@ -209,7 +209,7 @@ def tiny(kind: str) -> ConfigDict:
         config.model.head, config.model.head_dropout = 'fc', 0.5
         widths = (16, 16, 16)
         config.model.blocks = rows(
-            block(widths, 5, pool='max', init_std=()), block(widths, 3, 'max', init_std=())
+            block(widths, 5, pool='max', init_std=()), block(widths, 3, pool='max', init_std=())
         )
     elif kind == 'hinton':
         config.optim.lr = 0.05

@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_named(source, change, words):
 
 
 def test_no_such_run(tmp_path):
-    with pytest.raises(CheckpointError, match='holds no config'):
+    with pytest.raises(CheckpointError, match='nope'):
         assemble(config_from(tmp_path / 'nope')).start(0)
     result = run_main(f'--workdir={tmp_path / "run"}', f'--config.init.weights={tmp_path}')
     assert result.returncode == 2 and result.stderr.count('\n') == 1

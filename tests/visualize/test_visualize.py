@@ -1,6 +1,7 @@
 """Class maps, pictures and predictions: the arithmetic, a run's own, and bad pictures."""
 
 import io
+import json
 import pathlib
 import struct
 import zlib
@@ -21,7 +22,7 @@ from nin_jax.models.nin import NIN, Block
 from nin_jax.models.summary import layer_table
 from nin_jax.pretrained import trained
 from nin_jax.visualize import cam, drawing
-from tests.helpers import metrics, run_main, run_module
+from tests.helpers import assert_refused, metrics, run_main, run_module
 
 # ---- arithmetic -----------------------------------------------------------------------------
 
@@ -223,7 +224,7 @@ def test_bad_pictures_are_one_sentence(tmp_path, kind):
 
 
 def test_missing_pictures_are_one_sentence(tmp_path):
-    with pytest.raises(DataError, match='No such file'):
+    with pytest.raises(DataError, match='absent'):
         images.read_image(tmp_path / 'absent.png')
     with pytest.raises(DataError, match='directory'):
         images.read_image(tmp_path)
@@ -299,8 +300,10 @@ def test_visualize(workdir, tmp_path):
     result = run_module('experiments.visualize', f'--workdir={workdir}', f'--out={tmp_path}')
     assert result.returncode == 0 and result.stderr == '', result.stderr
     names = ['confusion', 'figure4', 'filters', 'heatmaps', 'mistakes']
-    assert sorted(p.stem for p in tmp_path.iterdir()) == names
-    for path in tmp_path.iterdir():
+    pictures = sorted(tmp_path.glob('*.png'))
+    assert [p.stem for p in pictures] == names
+    assert {p.name for p in tmp_path.iterdir()} - {p.name for p in pictures} == {'index.html'}
+    for path in pictures:
         assert str(path) in result.stdout
         shades = np.asarray(Image.open(path).convert('RGB')).reshape(-1, 3)
         assert len(np.unique(shades, axis=0)) > 20
@@ -337,28 +340,39 @@ def test_predict(workdir, tmp_path):
     assert str(heat) in lines[5] and Image.open(heat).size[0] > 600
 
 
+def test_predict_a_folder_as_json(workdir, tmp_path):
+    for name in ('a.png', 'b.png'):
+        Image.new('L', (28, 28)).save(tmp_path / name)
+    (tmp_path / 'c.png').write_bytes(b'')
+    (tmp_path / 'notes.txt').write_text('no picture')
+    result = run_module('experiments.predict', f'--workdir={workdir}', tmp_path, '--json')
+    assert result.returncode == 2 and result.stderr.count('\n') == 1 and 'c.png' in result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [pathlib.Path(f['path']).name for f in found] == ['a.png', 'b.png']
+    p = [c['probability'] for c in found[0]['classes']]
+    assert len(p) == 10 and p == sorted(p, reverse=True) and sum(p) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
-    ('module', 'words', 'sentence'),
+    ('module', 'words', 'name'),
     [
-        ('predict', ['photo.png'], '--workdir is missing'),
-        ('predict', ['--workdir={run}'], 'name a picture'),
-        ('predict', ['--workdir={run}', '{run}/config.json'], 'is not a picture this can read'),
-        ('predict', ['--workdir={run}', 'a.png', 'b.png', '--heatmap=c.png'], 'for one picture'),
-        ('predict', ['--workdir={run}', 'a.png', '--heatmap=c.jpg'], 'must be one .png'),
-        ('predict', ['--workdir={run}', '{here}/a.png', '--step=5'], 'no checkpoint at step 5'),
-        ('visualize', [], '--workdir is missing'),
-        ('visualize', ['--workdir={run}', 'a.png'], "unexpected argument 'a.png'"),
-        ('visualize', ['--workdir={here}/none'], 'name the folder of a release or of a run'),
-        ('visualize', ['--workdir={run}', '--images={here}/b.png'], 'No such file'),
+        ('predict', ['photo.png'], 'photo.png'),
+        ('predict', ['--workdir={run}'], 'picture'),
+        ('predict', ['--workdir={run}', '{run}/config.json'], 'config.json'),
+        ('predict', ['--workdir={run}', 'a.png', 'b.png', '--heatmap=c.png'], '--heatmap=c.png'),
+        ('predict', ['--workdir={run}', 'a.png', '--heatmap=c.jpg'], '--heatmap=c.jpg'),
+        ('predict', ['--workdir={run}', '{here}/a.png', '--step=5'], '5'),
+        ('visualize', [], '--workdir'),
+        ('visualize', ['--workdir={run}', 'a.png'], "'a.png'"),
+        ('visualize', ['--workdir={here}/none'], 'none'),
+        ('visualize', ['--workdir={run}', '--images={here}/b.png'], 'b.png'),
     ],
 )
-def test_mistakes_are_one_sentence(workdir, tmp_path, module, words, sentence):
+def test_mistakes_are_named(workdir, tmp_path, module, words, name):
     Image.new('L', (28, 28)).save(tmp_path / 'a.png')
     words = [w.format(run=workdir, here=tmp_path) for w in words]
     result = run_module(f'experiments.{module}', *words)
-    assert result.returncode == 2
-    assert result.stderr.count('\n') == 1 and result.stderr.startswith('error: ')
-    assert sentence in result.stderr
+    assert_refused(result, name)
     assert not pathlib.Path('c.png').exists()
 
 
@@ -370,7 +384,7 @@ def test_a_fully_connected_head_has_no_class_maps(tmp_path):
     result = run_module('experiments.visualize', f'--workdir={run}')
     assert result.returncode == 0 and 'no figure4.png' in result.stdout, result.stderr
     names = ['confusion', 'filters', 'mistakes']
-    assert sorted(p.stem for p in (run / 'pictures').iterdir()) == names
+    assert sorted(p.stem for p in (run / 'pictures').glob('*.png')) == names
     heat = f'--heatmap={tmp_path / "heat.png"}'
     result = run_module('experiments.predict', f'--workdir={run}', photo_path, heat)
-    assert result.returncode == 2 and 'stand for no class' in result.stderr
+    assert_refused(result, "model.head='fc'", kind='ConfigError')

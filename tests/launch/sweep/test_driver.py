@@ -16,13 +16,13 @@ import optuna
 import pytest
 import sqlalchemy
 from helpers import ROOT, TINY_PAGE, metrics, run_module, summary
-from server import Postgres, programs
-from stress import PROGRAM, children, kill, stress, write_sweep
-from stress import drive as stress_drive
 
 from launch.processes import ProcessGroup
 from launch.sweep import __main__ as entry
 from launch.sweep import attempts, flags, study
+from tests.launch.sweep.server import Postgres, programs
+from tests.launch.sweep.stress import PROGRAM, children, kill, stress, write_sweep
+from tests.launch.sweep.stress import drive as stress_drive
 
 needs_postgres = pytest.mark.skipif(programs() is None, reason='apt-get install postgresql')
 

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 from helpers import ROOT
-from server import Postgres, programs
-from stress import PROGRAM, write_sweep
 
 from launch.sweep import __main__ as entry
 from launch.sweep import flags
+from tests.launch.sweep.server import Postgres, programs
+from tests.launch.sweep.stress import PROGRAM, write_sweep
 
 DIGITS = 'experiments/sweeps/digits.py'
 SECRET = 'hush-hush-9'
@@ -149,7 +149,7 @@ def run_report(name: str, folder: pathlib.Path, words: list[str], env: dict) -> 
 
 def watch_command_lines(process: subprocess.Popen) -> set[str]:
     """The command lines of the sweep's runs, and its own once it has replaced it."""
-    from stress import children
+    from tests.launch.sweep.stress import children
 
     seen = set()
     while process.poll() is None:

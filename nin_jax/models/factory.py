@@ -1,4 +1,4 @@
-"""Builds the network of a config, without anything that only training needs."""
+"""Builds the network of a config, for training and for inference."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from nin_jax.models.nin import NIN
 
 
 def layer_blocks(config: ConfigDict, num_classes: int) -> tuple[Block, ...]:
-    """The config's layer table.
+    """Returns the layer table of a config.
 
     Raises:
-      ConfigError: the table must end in one map per class and does not.
+      ConfigError: with global average pooling, the last layer does not have one map per class.
     """
     name, last = list(config.model.blocks.items())[-1]
     if config.model.head == 'gap' and last.features[-1] != num_classes:
@@ -27,7 +27,7 @@ def layer_blocks(config: ConfigDict, num_classes: int) -> tuple[Block, ...]:
 
 
 def fc_classes(config: ConfigDict, num_classes: int) -> int:
-    """Classes of a fully connected head; 0 for global average pooling."""
+    """Returns the number of classes of a fully connected head; 0 for global average pooling."""
     return num_classes if config.model.head == 'fc' else 0
 
 
@@ -37,7 +37,13 @@ def make_model(
     num_classes: int,
     key: jax.Array,
 ) -> NIN:
-    """The config's network with fresh weights, for images of (height, width, channels).
+    """Builds and initializes the network of a config.
+
+    Args:
+      config: a valid config.
+      image_shape: (height, width, channels) of the images.
+      num_classes: number of classes.
+      key: PRNG key for the initialization.
 
     Raises:
       ConfigError: see `layer_blocks`.
@@ -59,18 +65,18 @@ def make_model(
 
 
 def abstract_model(config: ConfigDict, image_shape: tuple[int, int, int], num_classes: int) -> NIN:
-    """The same network with shapes in place of weights."""
+    """Returns the network of `make_model` with abstract weights."""
     return nnx.eval_shape(
         lambda key: make_model(config, image_shape, num_classes, key), jax.random.key(0)
     )
 
 
 def split_weights(model: NIN) -> tuple[dict, dict]:
-    """(parameters, running averages of batch normalization) as plain nested dicts."""
+    """Returns (parameters, running averages of batch normalization) as plain nested dicts."""
     _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
 def join(params: dict, stats: dict) -> dict:
-    """Merges two trees without a common leaf: the weights that `nin.apply` takes."""
+    """Merges parameters and running averages into the `weights` of `nin.apply`."""
     return params | {k: join(params[k], v) if k in params else v for k, v in stats.items()}

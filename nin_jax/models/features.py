@@ -1,10 +1,10 @@
-"""The outputs of each layer of a network, by the authors' names for the layers.
+"""Returns the activations of each layer of a network, by the authors' layer names.
 
     conv1 cccp1 cccp2 pool1 drop1   conv2 cccp3 cccp4 pool2 drop2   conv3 cccp5 cccp6   gap
 
-A convolution's activations are those after its ReLU (or maxout), as in Caffe, where ReLU works in
-place. `drop1` is the input of the next block: in evaluation `pool1` itself, or half of it with
-dropout_mode 'convnet'. `gap` (or `fc`) are the logits.
+The activations of a convolution are those after its ReLU (or maxout), as in Caffe, where ReLU is
+in-place. `drop1` is the input of the next block: in evaluation it equals `pool1`, or half of it
+with dropout_mode 'convnet'. `gap` (or `fc`) are the logits.
 """
 
 import jax
@@ -15,7 +15,7 @@ from nin_jax.errors import ConfigError, did_you_mean
 
 
 def layer_names(blocks: tuple[Block, ...]) -> dict[tuple[str, str], str]:
-    """{(block, layer) of a parameter tree: the authors' name}, in the order of computation."""
+    """Returns {(block, layer) of the parameter tree: the authors' name}, in forward order."""
     names, cccp = {}, 0
     for i, block in enumerate(blocks, start=1):
         names[f'mlpconv{i}', 'conv'] = f'conv{i}'
@@ -30,7 +30,7 @@ def layer_names(blocks: tuple[Block, ...]) -> dict[tuple[str, str], str]:
 
 
 def leaf_name(path: tuple, names: dict[tuple[str, str], str]) -> str:
-    """'conv2.kernel', ... for a leaf's path in a parameter tree; `names` from `layer_names`."""
+    """Returns the name of a leaf, such as 'conv2.kernel'; `names` are from `layer_names`."""
     words = [str(key.key) for key in path]
     if words[0] == 'mlpconvs':  # mlpconvs, block, layers, layer, kernel or bias
         words = [names[words[1], words[3]], *words[4:]]
@@ -40,10 +40,10 @@ def leaf_name(path: tuple, names: dict[tuple[str, str], str]) -> str:
 def features(
     model: nnx.GraphDef, params: dict, x_BHWC: jax.Array, layers: tuple[str, ...] = ()
 ) -> dict[str, jax.Array]:
-    """The activations of the named layers, or of all, as a pure function, for jit or grad.
+    """Returns the activations of some or all layers; a pure function for jit and grad.
 
     Args:
-      model, params: as `nin_jax.models.nin.apply` takes them.
+      model, params: the arguments `model` and `weights` of `nin_jax.models.nin.apply`.
       x_BHWC: preprocessed images, float, of any size that the network accepts.
       layers: names as above; () for all.
 

@@ -1,4 +1,4 @@
-"""The network as a table: shapes, parameters, multiply-accumulates, receptive field."""
+"""Summarizes a network as a table: shapes, parameters, multiply-accumulates, receptive fields."""
 
 import dataclasses
 
@@ -11,12 +11,12 @@ class Row:
     """One layer.
 
     Attributes:
-      name: in the authors' naming: conv1, cccp1, cccp2, pool1, ...
+      name: the authors' name: conv1, cccp1, cccp2, pool1, ...
       shape: height, width and channels of the output.
-      parameters: weights and biases.
-      macs: multiply-accumulates for one image, forward.
-      receptive_field: side, in input pixels, of the square that one output depends on.
-      stride: input pixels between neighboring outputs.
+      parameters: number of weights and biases.
+      macs: multiply-accumulates of the forward pass of one image.
+      receptive_field: side of the receptive field of an output, in input pixels.
+      stride: distance between adjacent outputs, in input pixels.
     """
 
     name: str
@@ -30,12 +30,12 @@ class Row:
 def layer_table(
     blocks: tuple[Block, ...], image_shape: tuple[int, int, int], fc_classes: int = 0
 ) -> list[Row]:
-    """The rows of a network.
+    """Returns the rows of a network.
 
     Args:
       blocks: the layer table.
       image_shape: height, width, channels of the images.
-      fc_classes: classes of a fully connected head; 0 for global average pooling.
+      fc_classes: number of classes of a fully connected head; 0 for global average pooling.
     """
     rows, cccp, field, stride = [], 0, 1, 1
     height, width, channels = image_shape
@@ -48,7 +48,7 @@ def layer_table(
                 (height, width), stride = conv_size((height, width), block), stride * block.stride
             filters = features * block.pieces
             weights = kernel * kernel * channels * filters
-            local = block.local and j == 0  # each position has weights and biases of its own
+            local = block.local and j == 0  # separate weights at each position
             rows.append(
                 Row(
                     f'cccp{cccp}' if j else f'{"local" if local else "conv"}{i}',
@@ -74,7 +74,7 @@ def layer_table(
 
 
 def format_table(rows: list[Row]) -> str:
-    """The table as text, with totals and the floating-point operations of an image."""
+    """Formats the table as text, with totals and the floating-point operations per image."""
     lines = [f'{"layer":18}{"output":>11}{"parameters":>13}{"MACs":>15}{"sees":>7}{"stride":>8}']
     for r in rows:
         shape = 'x'.join(map(str, r.shape))

@@ -1,10 +1,10 @@
-"""Fine-tuning: another network's weights below a new last layer.
+"""Fine-tuning: initializes a network with pretrained weights, except for a new last layer.
 
---config.init.weights=runs/authors     a run's folder or a release's
---config.optim.backbone_lr=0.1         times lr, for the layers copied; 0 freezes them
---config.optim.last_layer_lr=1.0       times lr, for the new layer
+--config.init.weights=runs/authors     folder of a run or a release
+--config.optim.backbone_lr=0.1         learning rate multiplier of the copied layers; 0 freezes them
+--config.optim.last_layer_lr=1.0       learning rate multiplier of the new layer
 
-The running averages of a frozen layer's batch normalization still follow the new images.
+The running averages of batch normalization are still updated in frozen layers.
 """
 
 import jax
@@ -20,18 +20,18 @@ from nin_jax.train.step import TrainState
 def take_over(
     config: ConfigDict, model: nnx.GraphDef, fresh: TrainState, weights: dict
 ) -> TrainState:
-    """Replaces the weights of a fresh state by another network's.
+    """Replaces the weights of a fresh state by pretrained weights.
 
-    With `new_head`, the layer that outputs the class scores stays fresh.
+    With `new_head`, the layer that computes the class scores keeps its initialization.
 
     Args:
       config: the `init` part of a config.
-      model: the network's structure.
-      fresh: a state of it.
-      weights: the other network's parameters and running averages.
+      model: structure of the network.
+      fresh: a newly initialized state of the network.
+      weights: pretrained parameters and running averages.
 
     Raises:
-      ConfigError: `weights` lacks a layer of the network, or has it in another shape.
+      ConfigError: a layer of the network is missing in `weights` or has a different shape.
     """
     source, new_head = config.weights, config.new_head
     network = nnx.merge(model, nnx.State(fresh.params))
@@ -40,7 +40,7 @@ def take_over(
 
     if not fresh.stats and any(path[-2].key == 'norm' for path in trained):
         raise ConfigError(
-            f"init.weights={source!r} has batch normalisation: choose model.norm='batch' as well"
+            f"init.weights={source!r} has batch normalization: set model.norm='batch' as well"
         )
 
     def take(path: tuple, leaf: jax.Array) -> jax.Array:

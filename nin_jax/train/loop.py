@@ -1,4 +1,4 @@
-"""The training loop, and the two ways in which a run goes wrong by itself."""
+"""The training loop, with detection of divergence and dead networks."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from nin_jax.train.trainer import Trainer
 
 
 class DivergedError(Exception):
-    """The run cannot recover; the message says why, `step` by when."""
+    """The run cannot recover, for the reason in the message, at `step` or before."""
 
     def __init__(self, message: str, step: int):
         super().__init__(message)
@@ -26,7 +26,7 @@ class DivergedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How training ended: 'done', 'preempted' or 'diverged' (with the reason), and where."""
+    """The end of training: `status` is 'done', 'preempted' or 'diverged' (with a reason)."""
 
     status: str
     attempt: int
@@ -35,7 +35,7 @@ class Outcome:
 
 
 def fit(trainer: Trainer, state: TrainState, recorder: Recorder) -> Outcome:
-    """Trains to the end of the plan; a run that dies restarts as often as the config allows."""
+    """Trains to the end of the plan; restarts a diverged run up to `train.restarts` times."""
     attempt, restarts = int(state.attempt), trainer.config.train.restarts
     with Interrupt() as interrupt:
         while True:
@@ -53,7 +53,7 @@ def fit(trainer: Trainer, state: TrainState, recorder: Recorder) -> Outcome:
 def run_attempt(
     trainer: Trainer, state: TrainState, recorder: Recorder, interrupt: Interrupt
 ) -> Outcome:
-    """Trains from `state` until the plan ends, the run diverges, or it is asked to stop."""
+    """Trains from `state` until the plan ends, the run diverges, or a stop signal arrives."""
     plan, clock = trainer.plan, recorder.clock
     step, attempt = int(state.step), int(state.attempt)
     next_call, score = Calls(trainer, state, clock), Scoring(trainer, state, recorder)
@@ -67,7 +67,7 @@ def run_attempt(
         unread.append((step, metrics))
         evaluating = plan.is_due(start, step, plan.eval_every)
         saving = plan.is_due(start, step, plan.checkpoint_every)
-        # The newest call runs while the one before is read. Several processes have waited already.
+        # Reads the previous call's metrics during the newest call. Several processes are in sync.
         at_once = evaluating or saving or stopping or distributed.several()
         while len(unread) > (0 if at_once else 1):
             record_metrics(trainer, recorder, *unread.pop(0))
@@ -115,7 +115,7 @@ class Calls:
         self._feed: Callable[[int], Examples | Batches] | None = None
 
     def __call__(self, start: int, end: int) -> tuple[jax.stages.Compiled, Examples | Batches]:
-        """What makes the steps from `start` to `end`, all on images of one size."""
+        """Returns program and batches for the steps from `start` to `end`, of one image size."""
         side = self._trainer.plan.image_side(start)
         with self._clock('data'):
             if side != self._side:
@@ -127,7 +127,7 @@ class Calls:
 
     @functools.cache  # noqa: B019 - lives as long as the attempt
     def program(self, num_steps: int, side: int = 0) -> jax.stages.Compiled:
-        """The compiled program of `num_steps` steps on images of `side` pixels (0: their own)."""
+        """Compiles `num_steps` steps on images of `side` pixels (0: their original size)."""
         batches = self._trainer.train(side).feed_shapes(num_steps)
         with self._clock('compile'):
             return train_steps.lower(
@@ -140,14 +140,14 @@ class Calls:
 
 
 class Scoring:
-    """Scores states on the evaluation split, records the result and returns the top-1 error."""
+    """Evaluates states on the evaluation split, records the results and returns top-1 errors."""
 
     def __init__(self, trainer: Trainer, state: TrainState, recorder: Recorder):
         self._trainer, self._recorder = trainer, recorder
         self._program = eval_program(trainer, state, recorder.clock)
 
     def __call__(self, state: TrainState) -> float:
-        self._program(0)  # compiled before the clock starts
+        self._program(0)  # compiles before the clock starts
         with self._recorder.clock('eval'):
             loss, errors = score(self._trainer, state.weights, self._program)
         error = errors / len(self._trainer.eval)
@@ -156,7 +156,7 @@ class Scoring:
 
 
 def score(trainer: Trainer, weights: dict, program: Callable) -> tuple[float, int]:
-    """Mean cross-entropy (nats) and number of errors over the evaluation split."""
+    """Returns mean cross-entropy (nats) and number of errors on the evaluation split."""
     loss, errors = 0.0, 0
     for part in trainer.eval.parts():
         scores = jax.device_get(program(len(part))(weights, part, trainer.preprocess))
@@ -166,7 +166,7 @@ def score(trainer: Trainer, weights: dict, program: Callable) -> tuple[float, in
 
 
 def eval_program(trainer: Trainer, state: TrainState, clock: Stopwatch) -> Callable:
-    """A function of a number of examples (0: the most of one dispatch): the compiled evaluation."""
+    """Returns a function from a number of examples (0: a full dispatch) to a compiled program."""
     weight_shapes = shapes(state).weights
 
     @functools.cache
@@ -184,5 +184,5 @@ def eval_program(trainer: Trainer, state: TrainState, clock: Stopwatch) -> Calla
 
 
 def shapes(tree):
-    """Shapes, dtypes and shardings of a tree of arrays."""
+    """Returns the shapes, dtypes and shardings of a tree of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

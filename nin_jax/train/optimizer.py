@@ -1,11 +1,11 @@
-"""The optimizer as an optax chain. The authors' (cuda-convnet NIN/*_params, layers/weights.cuh) is
+"""The optimizer as an Optax chain. The authors' update (cuda-convnet NIN/*_params, weights.cuh) is
 
     v <- momentum * v - lr * m * (gradient + weight_decay * w)
     w <- w + v
 
-The learning rate is inside the momentum buffer, so after a drop the old velocity decays instead of
-shrinking at once. m is a multiplier: biases learn at twice the rate and have no weight decay, the
-last layer learns at a tenth of the rate. Nesterov's momentum and Muon are the later choices.
+The momentum buffer contains the learning rate, so after a drop the old velocity decays instead of
+shrinking immediately. m is a multiplier: biases have twice the learning rate and no weight decay,
+and the last layer has a tenth of the learning rate. Nesterov momentum and Muon are alternatives.
 """
 
 import jax
@@ -19,13 +19,13 @@ from nin_jax.train.schedules import learning_rate
 def make_optimizer(
     config: ConfigDict, params: dict, last_layer: tuple[str, ...], plan: Plan
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds the optimizer; its update takes the batch's top-1 error as `value`.
+    """Builds the optimizer; its update requires the top-1 error of the batch as `value`.
 
     Args:
       config: the `optim` part of a config.
       params: the parameter tree, for its structure.
-      last_layer: path in it of the layer that outputs the class maps.
-      plan: the run's, for the schedule.
+      last_layer: path in `params` of the layer that computes the class maps.
+      plan: the run's plan, for the schedule.
     """
 
     def multiplier(path: tuple, _: jax.Array) -> float:
@@ -51,10 +51,10 @@ def make_optimizer(
 
 
 def muon(config: ConfigDict, params: dict) -> optax.GradientTransformation:
-    """Muon (Jordan 2024): weights move along the orthogonal matrix nearest to their momentum.
+    """Muon (Jordan 2024): the update of a weight matrix is its momentum, orthogonalized.
 
-    A kernel is treated as the matrix from all inputs of its window to its outputs. Weight decay is
-    decoupled: lr * weight_decay * w. Biases use Adam, also with Nesterov's momentum.
+    A kernel is treated as a matrix from the inputs of its window to its outputs. Weight decay is
+    decoupled: lr * weight_decay * w. Biases use Adam, also with Nesterov momentum.
     """
 
     def as_matrix(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
@@ -63,7 +63,7 @@ def muon(config: ConfigDict, params: dict) -> optax.GradientTransformation:
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 
     return optax.contrib.muon(
-        -1.0,  # the rate, and the sign, come later in the chain
+        -1.0,  # the learning rate and the sign are applied later in the chain
         beta=config.momentum,
         weight_decay=config.weight_decay,
         muon_weight_dimension_numbers=jax.tree_util.tree_map_with_path(as_matrix, params),

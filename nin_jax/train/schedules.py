@@ -1,4 +1,4 @@
-"""How the learning rate changes over a run."""
+"""Learning rate schedules."""
 
 import optax
 from ml_collections import ConfigDict
@@ -7,13 +7,16 @@ from nin_jax.plan import Plan
 
 
 def learning_rate(config: ConfigDict, plan: Plan) -> optax.GradientTransformation:
-    """Multiplies by the negative learning rate, as `config.schedule` says.
+    """Scales updates by the negative learning rate of `config.schedule`.
+
+    'drops' multiplies the learning rate by `drop_factor` at each of `plan.drops`. 'plateau' makes
+    the same number of drops, each when the training error, averaged over an epoch, stops
+    decreasing. 'cosine' and 'one_cycle' increase the learning rate for `plan.warmup` steps and
+    decrease it until `plan.total_steps`.
 
     Args:
       config: the `optim` part of a config.
-      plan: 'drops' multiplies the rate by `drop_factor` at each of `plan.drops`. 'plateau' makes as
-        many drops, each when the training error, averaged over an epoch, stops falling. 'cosine'
-        and 'one_cycle' rise for `plan.warmup` steps and fall until `plan.total_steps`.
+      plan: the run's plan.
     """
     if config.schedule == 'plateau':  # section 4: "until the accuracy on the training set stops"
         return optax.chain(
@@ -27,7 +30,7 @@ def learning_rate(config: ConfigDict, plan: Plan) -> optax.GradientTransformatio
         )
     if config.schedule == 'drops':
         factors: dict[int, float] = {}
-        for step in plan.drops:  # two drops may fall on one step in a very short run
+        for step in plan.drops:  # in a very short run, two drops can be at the same step
             factors[step] = factors.get(step, 1.0) * config.drop_factor
         return optax.scale_by_learning_rate(optax.piecewise_constant_schedule(config.lr, factors))
     return optax.scale_by_learning_rate(
@@ -36,12 +39,12 @@ def learning_rate(config: ConfigDict, plan: Plan) -> optax.GradientTransformatio
 
 
 def rise_and_fall(schedule: str, lr: float, warmup: int, total: int) -> optax.Schedule:
-    """A straight line up to `lr` at step `warmup`, then down to 0 at step `total`.
+    """Increases linearly to `lr` at step `warmup`, then decreases to 0 at step `total`.
 
-    'cosine' falls along half a period of one (Loshchilov, Hutter 2016), 'one_cycle' along a
-    straight line (Smith, Topin 2017).
+    'cosine' decreases along half a cosine period (Loshchilov and Hutter 2016), 'one_cycle' linearly
+    (Smith and Topin 2017).
     """
-    rise = optax.linear_schedule(lr / (warmup + 1), lr, warmup)  # no step is at 0
+    rise = optax.linear_schedule(lr / (warmup + 1), lr, warmup)  # the first step is above 0
     rest = max(total - warmup, 1)
     fall = {
         'cosine': optax.cosine_decay_schedule(lr, rest),

@@ -1,7 +1,7 @@
 """The training step and the evaluation: pure functions, each one jit-compiled program.
 
 The batch, its augmentation and its dropout are pure functions of (seed, attempt, step). They do not
-depend on the number of devices, and the state is all that a run needs to resume.
+depend on the number of devices, and the state is sufficient to resume a run.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ class TrainState:
     """Everything that a run needs to resume.
 
     Attributes:
-      step: int32, number of updates made.
-      attempt: int32, how many times the run restarted with new weights.
-      dead_steps: int32, for how many steps in a row every logit has been zero.
+      step: int32, number of updates.
+      attempt: int32, number of restarts with new weights.
+      dead_steps: int32, number of consecutive steps with all logits zero.
       params: parameter tree, float32.
-      opt_state: the optimizer's.
+      opt_state: state of the optimizer.
       stats: running averages of batch normalization, float32; empty without it.
       ema: moving averages of `params` and `stats`, in one tree; empty without them.
     """
@@ -50,7 +50,7 @@ class TrainState:
         return self.ema or join(self.params, self.stats)
 
     def starting_from(self, params: dict, stats: dict | None = None) -> 'TrainState':
-        """This state with other parameters, and `stats` if given; moving averages start there."""
+        """Replaces the parameters, the `stats` if given, and the moving averages by both."""
         stats = self.stats if stats is None else stats
         ema = join(params, stats) if self.ema else {}
         return dataclasses.replace(self, params=params, stats=stats, ema=ema)
@@ -58,19 +58,19 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What is fixed for a run: hashable, so that jit takes it as a static argument.
+    """The constants of a run; hashable, so that jit accepts it as a static argument.
 
     Attributes:
       model: the network without weights.
-      optimizer: as `optimizer.make_optimizer` returns it.
+      optimizer: the result of `optimizer.make_optimizer`.
       mesh: the devices, along one axis 'data'.
-      seed: of initial weights, batch order, augmentation and dropout.
+      seed: seed of initialization, batch order, augmentation and dropout.
       batch_size: images per update.
-      microbatch: images per gradient; batch normalization sees so many at a time.
-      eval_batch_size: images scored at a time.
-      augment: what happens to training images.
+      microbatch: images per gradient, and per batch of batch normalization.
+      eval_batch_size: images per evaluation batch.
+      augment: augmentation of training images.
       ema: decay of the moving averages of the weights; 0 for none.
-      tta: the views whose logits an evaluation averages.
+      tta: the views whose logits are averaged in evaluation.
     """
 
     model: nnx.GraphDef
@@ -94,14 +94,14 @@ def train_steps(
     setup: Setup,
     num_steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Makes `num_steps` updates in one dispatch.
+    """Runs `num_steps` updates in one dispatch.
 
     Args:
       state: donated; do not use it afterwards.
-      examples: a split on the device, from which the step picks its batches, or the batches.
+      examples: a split on the device, from which batches are taken, or the batches themselves.
       preprocess: applied to uint8 images.
-      setup: what is fixed for the run.
-      num_steps: how many updates.
+      setup: the constants of the run.
+      num_steps: number of updates.
 
     Returns:
       The new state, and metrics over the call: 'loss' (mean cross-entropy in nats, against mixed
@@ -150,10 +150,10 @@ def train_steps(
 
 
 def moving_average(state: TrainState, weights: dict, decay: float) -> dict:
-    """decay * average + (1 - decay) * weights.
+    """Returns decay * average + (1 - decay) * weights.
 
-    At step t the decay is at most (1 + t) / (10 + t), so that the average forgets the initial
-    weights even in a short run.
+    At step t, the decay is at most (1 + t) / (10 + t), which reduces the influence of the initial
+    weights in short runs.
     """
     capped = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
     return optax.incremental_update(weights, state.ema, 1 - capped)  # pyright: ignore
@@ -167,11 +167,11 @@ def loss_and_gradient(
     setup: Setup,
     stats: dict | None = None,
 ) -> tuple[jax.Array, jax.Array, dict, dict]:
-    """Mean cross-entropy (nats), logits_BK, gradient and new `stats`.
+    """Returns mean cross-entropy (nats), logits_BK, gradient and new `stats`.
 
-    Gradients are accumulated over `setup.microbatch` images at a time. The sum equals the gradient
-    of the whole batch, except that batch normalization standardizes each piece by itself. The
-    targets are labels, or probabilities of all classes.
+    Gradients are accumulated over microbatches. The sum equals the gradient of the whole batch,
+    except that batch normalization uses the statistics of each microbatch. The targets are labels
+    or class probabilities.
     """
 
     def loss_fn(
@@ -191,12 +191,12 @@ def loss_and_gradient(
     )
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
     (loss, grads), (logits_PbK, stats_P) = jax.lax.scan(add_piece, zero, pieces)
-    new_stats = jax.tree.map(lambda s_P: jnp.mean(s_P, axis=0), stats_P)  # one update a step
+    new_stats = jax.tree.map(lambda s_P: jnp.mean(s_P, axis=0), stats_P)  # one update per step
     return loss, logits_PbK.reshape(setup.batch_size, -1), grads, new_stats
 
 
 def cross_entropy(logits_BK: jax.Array, targets_B: jax.Array) -> jax.Array:
-    """losses_B in nats, to labels_B or to probabilities targets_BK."""
+    """Returns losses_B in nats, for labels_B or class probabilities targets_BK."""
     if targets_B.ndim == 1:
         return optax.softmax_cross_entropy_with_integer_labels(logits_BK, targets_B)
     return optax.softmax_cross_entropy(logits_BK, targets_B)
@@ -206,9 +206,9 @@ def cross_entropy(logits_BK: jax.Array, targets_B: jax.Array) -> jax.Array:
 def evaluate(
     weights: dict, examples: Examples, preprocess: Preprocess, *, setup: Setup
 ) -> dict[str, jax.Array]:
-    """Scores every example once: 'loss' (mean, nats) and 'errors' (a count).
+    """Evaluates every example once: 'loss' (mean, nats) and 'errors' (a count).
 
-    `weights` as from `TrainState.weights`; the logits are means over the views of `setup.tta`.
+    `weights` are `TrainState.weights`; the logits are means over the views of `setup.tta`.
     """
     n, batch_size = len(examples.labels), setup.eval_batch_size
     positions = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
@@ -219,7 +219,7 @@ def evaluate(
         )
         logits_BK = score(setup, weights, x_BHWC)
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
-        real_B = positions_B < n  # the last batch is padded with copies that do not count
+        real_B = positions_B < n  # masks the padding of the last batch
         wrong_B = real_B & (jnp.argmax(logits_BK, axis=-1) != labels_B)
         return (sums[0] + jnp.sum(losses_B * real_B), sums[1] + jnp.sum(wrong_B)), None
 
@@ -228,7 +228,7 @@ def evaluate(
 
 
 def score(setup: Setup, weights: dict, x_BHWC: jax.Array) -> jax.Array:
-    """logits_BK, averaged over the views of `setup.tta`."""
+    """Returns logits_BK, averaged over the views of `setup.tta`."""
     if setup.tta == 'none':
         return apply(setup.model, weights, x_BHWC)[0]
     logits_VBK = jax.lax.map(
@@ -243,9 +243,9 @@ def take_batch(
     preprocess: Preprocess,
     mesh: jax.sharding.Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """Preprocessed images_BHWC and labels_B, the batch axis split over the mesh.
+    """Returns preprocessed images_BHWC and labels_B, with the batch axis split over the mesh.
 
-    `batch` is the indices_B of the examples to take, or those examples themselves.
+    `batch` contains the indices_B of the examples, or the examples themselves.
     """
     split = NamedSharding(mesh, PartitionSpec('data'))
     batch = jax.lax.with_sharding_constraint(batch, split)

@@ -1,4 +1,4 @@
-"""Puts a run together: from config, data and preprocessing to what the loop trains."""
+"""Builds the trainer of a run from config, data and preprocessing."""
 
 import dataclasses
 import functools
@@ -27,17 +27,17 @@ from nin_jax.train.step import Setup, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Everything that training and evaluation need.
+    """The inputs of training and evaluation.
 
     Attributes:
-      config: what the user asked for.
+      config: the config.
       plan: its durations in steps.
       setup: the static argument of the compiled programs.
-      preprocess: fitted to the training split, on the devices.
-      train: side of the images in pixels (0: their own) -> the training split at that size.
+      preprocess: preprocessing fitted to the training split, on the devices.
+      train: function from the side of images in pixels (0: original) to the resized training split.
       eval: the evaluation split.
-      class_names: in label order.
-      init_state: attempt number -> a fresh state, its weights a function of (seed, attempt).
+      class_names: names of the classes, in label order.
+      init_state: function from the attempt to a new state, which depends on (seed, attempt) only.
       pretrained: loads the weights of `init.weights`.
     """
 
@@ -52,14 +52,14 @@ class Trainer:
     pretrained: Callable[[], dict] | None = None
 
     def start(self, attempt: int) -> TrainState:
-        """The state that training starts from, with the weights of `init.weights` if any."""
+        """Returns the initial state of an attempt, with the weights of `init.weights` if any."""
         state = self.init_state(attempt)
         if self.pretrained is None:
             return state
         return take_over(self.config.init, self.setup.model, state, self.pretrained())
 
     def state_shapes(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state, as restoring a checkpoint needs them."""
+        """Returns the state's shapes, dtypes and shardings, to restore a checkpoint."""
         return shapes_on(self.setup.mesh, self.init_state)
 
 
@@ -94,7 +94,7 @@ def make_trainer(
         eval_batch_size=setup.eval_batch_size,
     )
 
-    @functools.lru_cache(maxsize=1)  # one size at a time is in memory
+    @functools.lru_cache(maxsize=1)  # keeps one size in memory
     def train_split(side: int) -> DeviceSplit:
         return place(resize_source(data.train, side) if side else data.train)
 
@@ -118,7 +118,7 @@ def make_setup(
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> tuple[Setup, Callable[[int], TrainState]]:
-    """Model and optimizer as the compiled programs take them, and `Trainer.init_state`.
+    """Returns the static argument of the compiled programs, and `Trainer.init_state`.
 
     Raises:
       ConfigError: the config does not fit the images, the classes or the devices.
@@ -162,10 +162,10 @@ def make_setup(
 
 
 def state_shapes(config: ConfigDict, dataset: Dataset) -> TrainState:
-    """Shapes of the state of a run on `dataset`, on one device, without its data.
+    """Returns the shapes of the state of a run on `dataset`, on one device, without its data.
 
-    A checkpoint's checksum covers the optimizer's state too. Its structure does not depend on the
-    number of images.
+    They include the state of the optimizer, which a checkpoint's checksum covers. They do not
+    depend on the number of images.
     """
     plan = make_plan(config, sum(dataset.examples.values()), on_cpu=True)
     mesh = make_mesh(1)
@@ -174,7 +174,7 @@ def state_shapes(config: ConfigDict, dataset: Dataset) -> TrainState:
 
 
 def shapes_on(mesh: jax.sharding.Mesh, init_state: Callable[[int], TrainState]) -> TrainState:
-    """Shapes and dtypes of a state, replicated over the mesh."""
+    """Returns the shapes and dtypes of a state, replicated over the mesh."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
         jax.eval_shape(init_state, 0),
@@ -182,7 +182,7 @@ def shapes_on(mesh: jax.sharding.Mesh, init_state: Callable[[int], TrainState]) 
 
 
 def check_batches(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Raises ConfigError for batches that the devices cannot share evenly."""
+    """Raises ConfigError unless batches can be split evenly over the devices."""
     for key in ('train', 'eval'):
         if config[key].batch_size % mesh.size:
             raise ConfigError(
@@ -192,13 +192,13 @@ def check_batches(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
 
 
 def microbatch(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
-    """How many images' gradients are computed at a time.
+    """Returns the number of images per gradient.
 
     Raises:
-      ConfigError: it does not divide the batch, or the devices cannot share it.
+      ConfigError: it does not divide the batch, or cannot be split over the devices.
     """
     batch_size = config.train.batch_size
-    # Batch normalization sees one piece, which must not depend on the number of devices.
+    # With batch normalization, the microbatch must not depend on the number of devices.
     in_pieces = is_one_cpu(mesh) and config.model.norm == 'none'
     automatic = math.gcd(batch_size, 16) if in_pieces else batch_size
     size = config.train.microbatch or automatic
@@ -211,7 +211,7 @@ def microbatch(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
 
 
 def eval_batch_size(mesh: jax.sharding.Mesh) -> int:
-    """How many images are scored at a time where the config does not say."""
+    """Returns the default evaluation batch size."""
     if is_one_cpu(mesh):
         return 16
     return mesh.size * (64 if is_cpu(mesh) else 512)

@@ -33,7 +33,7 @@ def load(path: str | os.PathLike) -> Trained:
 
 
 def list_models() -> list[str]:
-    """The names of the trained networks that come with the package, for `load`."""
+    """Returns the names of the bundled networks, for `load`."""
     from nin_jax.pretrained import bundled
 
     return bundled.names()

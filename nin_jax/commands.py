@@ -1,4 +1,4 @@
-"""What a user asks for: train, evaluate, describe, and a dry run that compiles and stops."""
+"""The commands of experiments.main: train, evaluate, describe, and a dry run that only compiles."""
 
 import os
 import pathlib
@@ -31,7 +31,7 @@ EXIT_STATUS = {'done': 0, 'preempted': os.EX_TEMPFAIL, 'diverged': 1}
 
 
 def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
-    """Trains the run in `folder`, from its newest checkpoint if it has one.
+    """Trains the run in `folder`, resuming from its newest checkpoint if there is one.
 
     Returns the exit status of the process.
     """
@@ -62,13 +62,13 @@ def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
                 command=command,
             )
         run.write_summary(summary)
-        if distributed.is_first():  # the others have no evaluations to report
+        if distributed.is_first():  # only this process has the evaluations
             print(f"{sentence(summary)}  ->  '{folder}'")
         return EXIT_STATUS[outcome.status]
 
 
 def announce(trainer: Trainer, images: int, step: int) -> None:
-    """Prints what is about to be trained, on what."""
+    """Prints the run and its devices before training."""
     parameters = count_parameters(trainer.state_shapes().params)
     processes = f' in {jax.process_count()} processes' if distributed.several() else ''
     print(
@@ -79,7 +79,7 @@ def announce(trainer: Trainer, images: int, step: int) -> None:
 
 
 def sentence(summary: dict) -> str:
-    """A summary in one line."""
+    """Formats a summary in one line."""
     spent = ', '.join(f'{part} {duration(s)}' for part, s in summary['seconds'].items())
     if summary['status'] == 'done':
         return (
@@ -92,7 +92,7 @@ def sentence(summary: dict) -> str:
 
 
 def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
-    """Scores a run's newest checkpoint, or that at `step`, on the config's `data.eval` splits."""
+    """Evaluates a run's newest checkpoint, or that at `step`, on the `data.eval` splits."""
     validate(config)
     use_compilation_cache()
     fitted = load_preprocess(folder)
@@ -117,7 +117,7 @@ def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
 
 
 def dry_run(config: ConfigDict) -> int:
-    """Compiles the calls of each image size and the evaluation; prints their memory."""
+    """Compiles the training programs and the evaluation; prints their memory use."""
     validate(config)
     use_compilation_cache()
     clock = Stopwatch()
@@ -145,7 +145,7 @@ def dry_run(config: ConfigDict) -> int:
 
 
 def describe(config: ConfigDict) -> int:
-    """Prints the network's layers, with what they cost."""
+    """Prints the layers of the network with their cost."""
     validate(config)
     dataset = catalog.lookup(config.data.name)
     blocks = layer_blocks(config, dataset.num_classes)

@@ -33,15 +33,16 @@ class Block:
     """One row of a layer table: an mlpconv, then 3x3/2 pooling, then dropout.
 
     Attributes:
-      features: output channels of the k x k convolution and of each 1x1 convolution after it.
-      kernel: side of the first convolution's window; it is padded to keep the image's size.
-      pool: 'max', 'avg' or 'none'; with '_rnorm', response normalization follows (a baseline's).
-      dropout: probability of dropping an activation after the pooling; 0 for no dropout.
+      features: output channels of the k x k convolution and of each following 1x1 convolution.
+      kernel: size of the first convolution's kernel, with same padding.
+      pool: 'max', 'avg' or 'none'; with '_rnorm', followed by local response normalization (only
+        in a baseline).
+      dropout: dropout rate after the pooling; 0 for no dropout.
       init_std: standard deviation of each layer's Gaussian initial weights; empty for He
-        initialization (sqrt(2 / fan-in)). Biases start at zero.
-      pieces: 1 for ReLU; above, a maxout unit takes the maximum of so many in its place.
-      local: whether the k x k filters belong to one position each instead of being shared.
-      stride: of the first convolution; above 1, it is not padded.
+        initialization (sqrt(2 / fan-in)). Biases are initialized to zero.
+      pieces: 1 for ReLU; above 1, the number of linear pieces of a maxout unit.
+      local: whether the first layer is locally connected instead of convolutional.
+      stride: stride of the first convolution; above 1, there is no padding.
     """
 
     features: tuple[int, ...]
@@ -60,40 +61,40 @@ def block(features: tuple[int, ...], kernel: int, **fields: Any) -> ConfigDict:
 
 
 def default_config() -> ConfigDict:
-    """The paper's CIFAR-10 run without augmentation; configs change what differs."""
+    """Returns the config of the paper's CIFAR-10 run without augmentation."""
     config = ConfigDict()
-    config.seed = 0  # of initial weights, batch order, augmentation and dropout
+    config.seed = 0  # seed of initialization, batch order, augmentation and dropout
     config.devices = 0  # number of devices to use; 0 for all
-    config.dtype = 'float32'  # of activations; 'bfloat16' keeps float32 master weights
+    config.dtype = 'float32'  # or 'bfloat16'; parameters are always float32
 
     config.data = ConfigDict()
     config.data.name = 'cifar10'  # an entry of nin_jax/data/catalog.py
     config.data.train = 'train+valid'  # splits to train on
     config.data.eval = 'test'  # splits to report top-1 error on
-    config.data.dir = ''  # where `prepare` put the data; '' for TFDS's own default
+    config.data.dir = ''  # folder of the prepared data; '' for the default of TFDS
     config.data.limit = 0  # keep only the first examples of each split; 0 for all
     config.data.residency = 'auto'  # images on the 'device', or a 'stream' to it
 
     config.preprocess = ConfigDict()
     config.preprocess.recipe = 'gcn_zca'  # see data/preprocess.py
-    config.preprocess.gcn_scale = 55.0  # L2 norm of an image after contrast normalisation
+    config.preprocess.gcn_scale = 55.0  # L2 norm of an image after contrast normalization
     config.preprocess.zca_bias = 0.1  # added to the covariance's eigenvalues
 
     config.augment = ConfigDict()
     config.augment.crop_pad = 0  # pixels of zero padding before a random crop
-    config.augment.flip = False  # mirror each image with probability 1/2
+    config.augment.flip = False  # random horizontal flips
     config.augment.cutout = 0  # side of a zeroed square in pixels; 0 for none
-    config.augment.mixup = 0.0  # alpha of mixing with another image; 0 for none
-    config.augment.cutmix = 0.0  # alpha of pasting a box of another image; 0 for none
-    config.augment.label_smoothing = 0.0  # share of each label spread evenly over all classes
+    config.augment.mixup = 0.0  # alpha of mixup; 0 for none
+    config.augment.cutmix = 0.0  # alpha of CutMix; 0 for none
+    config.augment.label_smoothing = 0.0  # probability mass spread over all classes
 
     config.model = ConfigDict()
     config.model.dropout_mode = 'inverted'  # or 'convnet', see nin_jax.models.nin.NIN
-    config.model.norm = 'none'  # or 'batch': batch normalisation before each ReLU
+    config.model.norm = 'none'  # or 'batch': batch normalization before each ReLU
     config.model.class_maps = 'relu'  # or 'linear': no ReLU on the class maps
-    config.model.class_bias = 0.0  # initial bias of the class maps; above 0, none starts dead
+    config.model.class_bias = 0.0  # initial bias of the class maps; above 0, none is dead
     config.model.head = 'gap'  # or 'fc': a fully connected layer instead of average pooling
-    config.model.head_dropout = 0.0  # of the inputs of head 'fc'; 'gap' has none to drop
+    config.model.head_dropout = 0.0  # dropout rate of the inputs of head 'fc'
     config.model.blocks = ConfigDict(
         dict(
             mlpconv1=block((192, 160, 96), kernel=5, pool='max', dropout=0.5),
@@ -104,7 +105,7 @@ def default_config() -> ConfigDict:
 
     config.init = ConfigDict()
     config.init.weights = ''  # folder of a run or release with initial weights; '' for none
-    config.init.new_head = True  # keep the last layer fresh, as for other classes
+    config.init.new_head = True  # do not copy the last layer, for different classes
 
     config.optim = ConfigDict()
     config.optim.rule = 'sgd'  # or 'nesterov', or 'muon', with Adam for the biases
@@ -112,26 +113,26 @@ def default_config() -> ConfigDict:
     config.optim.momentum = 0.9
     config.optim.weight_decay = 1e-4  # L2 added to the gradient of weights, never of biases
     config.optim.bias_lr = 2.0  # times lr
-    config.optim.last_layer_lr = 0.1  # times lr, for weights and biases of the last layer
+    config.optim.last_layer_lr = 0.1  # times lr, for the last layer
     config.optim.backbone_lr = 1.0  # times lr, for all other layers; 0 freezes them
     # At `drops`, or on a 'plateau' of training error, or 'cosine', 'one_cycle'; see schedules.py.
     config.optim.schedule = 'drops'
-    config.optim.warmup = '0%'  # until 'cosine' and 'one_cycle' have risen to lr
-    config.optim.drops = '200ep 230ep'  # when; 'plateau' takes only their number
+    config.optim.warmup = '0%'  # duration of the increase to lr in 'cosine' and 'one_cycle'
+    config.optim.drops = '200ep 230ep'  # times of the drops; 'plateau' uses only their number
     config.optim.drop_factor = 0.1
-    config.optim.plateau_patience = 10  # epochs without a better training error
+    config.optim.plateau_patience = 10  # epochs without improvement of the training error
 
     config.train = ConfigDict()
     config.train.duration = '260ep'  # durations: '3ep' (epochs), '500steps' or '10%'
     config.train.batch_size = 128
-    # Smaller images first: '20@40% 24@70%' trains on 20x20 pixels up to 40 % of the run, on 24x24
-    # up to 70 %, and on whole images after that. Global average pooling takes any size.
+    # Progressive resizing: '20@40% 24@70%' trains on 20x20 pixels up to 40 % of the run, on 24x24
+    # up to 70 %, and then on the original size. Global average pooling accepts any size.
     config.train.image_sizes = ''
     config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else all
-    config.train.steps_per_call = 0  # steps in one dispatch; 0: 10 on a CPU, else an epoch's
+    config.train.steps_per_call = 0  # steps per dispatch; 0: 10 on a CPU, else an epoch
     config.train.ema = 0.0  # decay of the moving average of the weights; 0: none
-    config.train.dead_steps = 100  # stop after so many steps with all logits 0
-    config.train.restarts = 0  # how often a dead or diverged run may restart
+    config.train.dead_steps = 100  # stop after this many consecutive steps with all logits 0
+    config.train.restarts = 0  # maximum number of restarts of a dead or diverged run
 
     config.eval = ConfigDict()
     config.eval.every = '1ep'
@@ -145,10 +146,10 @@ def default_config() -> ConfigDict:
 
 
 def variants(arg: str | None, *known: str) -> set[str]:
-    """Splits a config's argument, as in `cifar10.py:aug,smoke`; every config knows 'smoke'.
+    """Splits a config's variants, as in `cifar10.py:aug,smoke`; every config has 'smoke'.
 
     Raises:
-      ConfigError: the config does not know a variant.
+      ConfigError: a variant does not exist.
     """
     chosen = {v for v in (arg or '').split(',') if v}
     for name in sorted(chosen - {*known, 'smoke'}):
@@ -157,10 +158,10 @@ def variants(arg: str | None, *known: str) -> set[str]:
 
 
 def only_one(chosen: set[str]) -> str:
-    """The one variant of those that exclude each other; '' for none.
+    """Returns the only element of a set of mutually exclusive variants; '' if it is empty.
 
     Raises:
-      ConfigError: there are two.
+      ConfigError: there is more than one.
     """
     if len(chosen) > 1:
         two = "' and ':".join(sorted(chosen)[:2])
@@ -169,7 +170,7 @@ def only_one(chosen: set[str]) -> str:
 
 
 def smoke(config: ConfigDict) -> None:
-    """Shrinks a run to a few steps on a few images, to see that it works."""
+    """Turns a config into a smoke test: four steps on 512 images."""
     config.data.limit = 512
     config.train.duration = '4steps'
     config.train.steps_per_call = 2
@@ -180,7 +181,7 @@ def smoke(config: ConfigDict) -> None:
 
 
 def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
-    """{'optim.lr': 0.1, ...}, in the config's own order."""
+    """Returns {'optim.lr': 0.1, ...}, in the order of the config."""
     flat = {}
     for key in config:
         value = config[key]
@@ -192,7 +193,7 @@ def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
 
 
 def unflatten(flat: dict) -> ConfigDict:
-    """The config that `flatten` was given; keys that `flat` lacks have their default.
+    """Inverts `flatten`; keys that are missing in `flat` have their default.
 
     Raises:
       LookupError, AttributeError, TypeError: `flat` is not a config.
@@ -269,7 +270,7 @@ def validate(config: ConfigDict) -> None:
         _validate_block(f'model.blocks.{name}', row)
         if row.local and config.model.norm == 'batch':
             raise ConfigError(
-                f'model.blocks.{name}.local=True: local filters have no batch normalisation, '
+                f'model.blocks.{name}.local=True: local filters have no batch normalization, '
                 "choose model.norm='none'"
             )
 
@@ -292,5 +293,5 @@ def _validate_block(key: str, row: ConfigDict) -> None:
     ):
         raise ConfigError(
             f'{key}.init_std={row.init_std!r}: must be one positive number for each '
-            f'of features={row.features!r}, or () for He initialisation'
+            f'of features={row.features!r}, or () for He initialization'
         )

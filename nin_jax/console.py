@@ -1,4 +1,4 @@
-"""What the library shows on stderr: progress bars on a terminal, and fewer of absl's warnings."""
+"""Progress bars on stderr, and suppression of absl's warnings."""
 
 import contextlib
 import logging
@@ -12,7 +12,7 @@ T = TypeVar('T')
 
 
 def track(items: Iterable[T], text: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items behind a progress bar; silent where stderr is no terminal.
+    """Yields the items with a progress bar; silent unless stderr is a terminal.
 
     Args:
       items: what is worked on, an item at a time.
@@ -35,7 +35,7 @@ def track(items: Iterable[T], text: str, total: int | None = None) -> Iterator[T
 
 @contextlib.contextmanager
 def busy(text: str) -> Iterator[None]:
-    """Shows a spinner while the block runs; silent where stderr is no terminal."""
+    """Shows a spinner while the block runs; silent unless stderr is a terminal."""
     console = Console(stderr=True)
     with console.status(text) if console.is_terminal else contextlib.nullcontext():
         yield

@@ -1,4 +1,4 @@
-"""The devices of a run as a mesh, and where JAX keeps its compiled programs."""
+"""The mesh of a run's devices, and JAX's compilation cache."""
 
 import os
 import statistics
@@ -13,7 +13,7 @@ from nin_jax.errors import ConfigError, UserError
 
 
 def make_mesh(devices: int) -> jax.sharding.Mesh:
-    """A mesh of one axis, 'data', over the first `devices` devices (0: all).
+    """Makes a mesh with one axis, 'data', over the first `devices` devices (0: all).
 
     Raises:
       ConfigError: there are fewer, or several processes do not use all of theirs.
@@ -41,27 +41,27 @@ def make_mesh(devices: int) -> jax.sharding.Mesh:
 
 
 def mesh_of(devices: list[Any]) -> jax.sharding.Mesh:
-    """All of `devices` along one axis, 'data'."""
+    """Makes a mesh of `devices` along one axis, 'data'."""
     return jax.make_mesh((len(devices),), ('data',), devices=devices, axis_types=(AxisType.Auto,))
 
 
 def is_cpu(mesh: jax.sharding.Mesh) -> bool:
-    """Whether the mesh is of CPUs, wherever the program is compiled."""
+    """Whether the devices of the mesh are CPUs."""
     return mesh.devices.flat[0].platform == 'cpu'
 
 
 def is_one_cpu(mesh: jax.sharding.Mesh) -> bool:
-    """Whether the mesh is one CPU: few images at a time are faster, as they stay in its cache."""
+    """Whether the mesh is a single CPU, on which batches that fit in cache are faster."""
     return mesh.size == 1 and is_cpu(mesh)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
+    """Turns on JAX's persistent compilation cache (JAX_COMPILATION_CACHE_DIR or the user's)."""
     folder = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
         os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'nin_jax', 'xla'
     )
@@ -70,7 +70,7 @@ def use_compilation_cache() -> None:
 
 
 def matmul_rate(size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of one device for a product of two float32 matrices, the median of `repeats`."""
+    """Measures the FLOP/s of a float32 matrix product on one device, the median of `repeats`."""
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()  # compiles

@@ -1,4 +1,4 @@
-"""Several processes that train one run: they join, agree, and end together.
+"""Coordination of the processes of a run: they connect, agree and stop together.
 
 Each process runs the same program on its own devices; the mesh spans all devices. Only process 0
 writes the run's records and prints. What ends one process ends all: `together` shares an error with
@@ -22,12 +22,12 @@ from jax.experimental import multihost_utils
 from nin_jax.errors import DataError, UserError, from_os_error
 
 JOIN_S = 300  # for all processes to connect
-HEARTBEAT_S = 60  # a process that is silent for so long counts as dead
+HEARTBEAT_S = 60  # a process without a heartbeat for this long is dead
 FORM = "--distributed takes 'auto', or HOST:PORT,COUNT,INDEX such as 10.0.0.1:1234,2,0"
 
 
 class PeerError(UserError):
-    """An error that all processes of a run know of; its text is empty on all but the first."""
+    """An error raised on all processes of a run; the text is empty on all but the first."""
 
     def __init__(self, text: str, exit_status: int):
         super().__init__(text)
@@ -36,7 +36,7 @@ class PeerError(UserError):
 
 @contextlib.contextmanager
 def joined(where: str | None) -> Iterator[None]:
-    """Joins the other processes of the run, if any, and ends with them.
+    """Connects to the other processes of the run, if any, and stops with them.
 
     Args:
       where: 'auto' on a TPU pod, SLURM or Kubernetes; 'HOST:PORT,COUNT,INDEX' of process 0, the
@@ -129,12 +129,12 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which writes and prints."""
+    """Whether this is process 0, which writes files and prints."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes, by index; all must call this at the same point."""
+    """Returns the texts of all processes, by index; all must call this at the same point."""
     if not several():
         return [text]
     data = text.encode()
@@ -152,7 +152,7 @@ def anyone(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """An error in this block on one process is raised on all; all must enter it. Blocks can nest.
+    """Raises an error of one process on all processes. All must enter the block; it can nest.
 
     Raises:
       PeerError: with the sentence of the first process that failed; empty on all but process 0.
@@ -192,7 +192,7 @@ def check_same(what: str, digest: Callable[[], str]) -> None:
 
 
 def place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Host arrays, the same on every process, as global arrays of the given sharding."""
+    """Converts host arrays, equal on every process, to global arrays with a sharding."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
@@ -204,7 +204,7 @@ def place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 
 
 def explain(e: BaseException) -> int:
-    """Prints why this process ends before the others; returns its exit status."""
+    """Prints why this process stops before the others; returns its exit status."""
     if isinstance(e, UserError | OSError):
         error = from_os_error(e) if isinstance(e, OSError) else e
         print(f'error: {error}', file=sys.stderr)

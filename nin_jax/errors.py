@@ -25,7 +25,7 @@ class UserError(Exception):
 
 
 class RetryError(UserError):
-    """Something that a rerun of the same command can cure."""
+    """A temporary failure; rerunning the same command can succeed."""
 
     exit_status = os.EX_TEMPFAIL
 
@@ -35,7 +35,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A dataset that is missing, damaged or not what it says it is."""
+    """A dataset that is missing, damaged or different from its description."""
 
 
 class CheckpointError(UserError):
@@ -46,7 +46,7 @@ class SaveError(CheckpointError, RetryError):
     """A checkpoint that could not be written."""
 
 
-# Faults of a disk or its server that pass, or that are cured outside the command.
+# Temporary errors of a disk or file server.
 _PASSING = {
     getattr(errno, name)
     for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EIO', 'ESTALE', 'ETIMEDOUT', 'EAGAIN', 'EBUSY')
@@ -54,7 +54,7 @@ _PASSING = {
 
 
 def from_os_error(e: OSError) -> UserError:
-    """A full disk, a folder that cannot be written, ... as an error with a sentence."""
+    """Converts an OSError, such as a full disk, to a UserError with one sentence."""
     where = f" '{e.filename}'" if e.filename else ''
     kind = RetryError if e.errno in _PASSING else UserError
     return kind(
@@ -63,12 +63,12 @@ def from_os_error(e: OSError) -> UserError:
 
 
 def one_line(e: BaseException) -> str:
-    """The first line of another library's error, cut to 150 characters."""
+    """Returns the first line of another library's error, up to 150 characters."""
     return (str(e).strip() or repr(e)).splitlines()[0][:150]
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = '') -> str:
-    """', did you mean ...?' with the closest known name, or the list of what there is."""
+    """Returns ', did you mean ...?' with the closest known name, or a list of all names."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:

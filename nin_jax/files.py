@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON that carries a checksum of itself."""
+"""Atomic file writes, JSON with a checksum, and file locks."""
 
 import contextlib
 import fcntl
@@ -11,18 +11,18 @@ from pathlib import Path
 
 from nin_jax.errors import CheckpointError
 
-CHECKSUM = 'seal'  # the key under which a JSON object carries its SHA-256
+CHECKSUM = 'seal'  # key of the SHA-256 in a JSON object
 
 
 def with_checksum(value: dict) -> dict:
-    """Returns the object with a SHA-256 of everything else in it."""
+    """Returns the object with the SHA-256 of its content added."""
     return value | {CHECKSUM: _sha256(value)}
 
 
 def verify_checksum(value: dict) -> dict:
     """Returns the object without its checksum.
 
-    An object without a checksum passes: version 0.1.0 wrote none.
+    An object without a checksum is accepted, because version 0.1.0 wrote none.
 
     Raises:
       ValueError: the content does not match the checksum, or `value` is not an object.
@@ -40,7 +40,7 @@ def _sha256(value: dict) -> str:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Writes an object with its checksum, atomically: a killed process leaves all or nothing."""
+    """Atomically writes a JSON object with its checksum."""
     temporary = path.with_suffix('.tmp')
     with open(temporary, 'w') as f:
         f.write(json.dumps(with_checksum(value), indent=2) + '\n')
@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Returns the SHA-256 of a file in hex."""
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 

@@ -1,4 +1,4 @@
-"""The numbers that follow from a config: its durations in steps."""
+"""Converts the durations of a config to steps."""
 
 import dataclasses
 import re
@@ -13,13 +13,13 @@ class Plan:
     """A config's durations in steps.
 
     Attributes:
-      total_steps: of the run.
+      total_steps: number of steps of the run.
       steps_per_epoch: training images / batch size.
-      steps_per_call: steps in one dispatch; evaluations, checkpoints and stops lie between calls.
-      eval_every, checkpoint_every: in steps.
+      steps_per_call: steps per dispatch; evaluations, checkpoints and stops are between calls.
+      eval_every, checkpoint_every: intervals in steps.
       drops: steps at which the learning rate drops.
-      warmup: steps until the learning rate has risen to `optim.lr`.
-      image_sizes: (step, side): up to `step`, images are scaled to `side` pixels.
+      warmup: steps until the learning rate reaches `optim.lr`.
+      image_sizes: (step, side) pairs; before `step`, images are resized to `side` pixels.
     """
 
     total_steps: int
@@ -32,24 +32,24 @@ class Plan:
     image_sizes: tuple[tuple[int, int], ...] = ()
 
     def next_call(self, step: int) -> int:
-        """How many steps to make from `step` in one dispatch, on images of one size."""
+        """Returns the number of steps of the dispatch at `step`; its images have one size."""
         ends = [self.total_steps, *(until for until, _ in self.image_sizes if until > step)]
         return min(self.steps_per_call - step % self.steps_per_call, min(ends) - step)
 
     def image_side(self, step: int) -> int:
-        """Side of the training images at `step` in pixels; 0 for their own size."""
+        """Returns the side of the training images at `step` in pixels; 0 for the original size."""
         return next((side for until, side in self.image_sizes if step < until), 0)
 
     def is_due(self, start: int, end: int, every: int) -> bool:
-        """Whether a call from `start` to `end` passes a multiple of `every`, or ends the run."""
+        """Whether a call from `start` to `end` crosses a multiple of `every`, or ends the run."""
         return end // every > start // every or end == self.total_steps
 
 
 def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
-    """Turns durations into steps for a training split of `num_examples` images.
+    """Converts durations to steps for a training split of `num_examples` images.
 
     Raises:
-      ConfigError: a duration cannot be read, or a batch is larger than the training split.
+      ConfigError: a duration is invalid, or a batch is larger than the training split.
     """
     batch_size = config.train.batch_size
     if batch_size > num_examples:
@@ -72,7 +72,7 @@ def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
         raise ConfigError(
             f'optim.warmup={config.optim.warmup!r}: {warmup} steps, but the run has only {total}'
         )
-    # Two epochs' permutations are at hand in one call, so a call is an epoch at most.
+    # A call has the permutations of two epochs, so its length is at most an epoch.
     call = min(config.train.steps_per_call or (10 if on_cpu else int(epoch)), int(epoch), total)
     return Plan(
         total_steps=total,
@@ -87,7 +87,7 @@ def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
 
 
 def _image_sizes(sizes: str, epoch: float, total: int) -> tuple[tuple[int, int], ...]:
-    """'20@40%' as ((step, 20),)."""
+    """Parses '20@40%' to ((step, 20),)."""
     key, found = 'train.image_sizes', []
     for word in sizes.split():
         side, _, until = word.partition('@')
@@ -101,13 +101,13 @@ def _image_sizes(sizes: str, epoch: float, total: int) -> tuple[tuple[int, int],
 
 
 def _steps(key: str, duration: str, epoch: float, total: int = 0, least: int = 1) -> int:
-    """'3ep', '500steps' or '10%' (of `total`, where there is one) as whole steps."""
+    """Converts '3ep', '500steps' or '10%' (of `total`, if given) to an integer of steps."""
     match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*(ep|epochs?|steps?|%)', duration.strip())
     if not match or (match[2] == '%' and not total):
         units = "'3ep' or '500steps'" + (" or '10%'" if total else '')
         raise ConfigError(f'{key}={duration!r}: write a duration as {units}')
     unit = {'e': epoch, 's': 1.0, '%': total / 100}[match[2][0]]
     steps = float(match[1]) * unit
-    if not steps < 2**53:  # infinity is no whole number
+    if not steps < 2**53:  # also rejects infinity
         raise ConfigError(f'{key}={duration!r}: is past 2**31 images, choose less')
     return max(least, round(steps))

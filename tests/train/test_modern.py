@@ -154,7 +154,7 @@ def test_the_modern_pages_keep_the_layer_table(page):
     assert modern.augment.flip == page.startswith('cifar')  # a mirrored digit is none
 
 
-# ---- batch normalisation --------------------------------------------------------------------
+# ---- batch normalization --------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
@@ -453,7 +453,7 @@ def test_test_time_augmentation_averages_logits(tta):
         ),
         (
             {'model.norm': 'batch', 'model.blocks.mlpconv1.local': True},
-            'model.blocks.mlpconv1.local=True: local filters have no batch normalisation',
+            'model.blocks.mlpconv1.local=True: local filters have no batch normalization',
         ),
     ],
 )

@@ -32,7 +32,7 @@ PAUSES_S = (0.5, 2)  # between attempts to write a checkpoint
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 over the paths, dtypes, shapes and bytes of a tree of arrays."""
+    """Returns the SHA-256 of the paths, dtypes, shapes and bytes of a tree of arrays."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
@@ -42,7 +42,7 @@ def digest(tree: Any) -> str:
 
 
 def filled(state: Any) -> dict:
-    """The fields that hold arrays, so that checkpoints from before `stats` existed can be read."""
+    """Returns the fields with arrays; older checkpoints lack `stats` and remain readable."""
     fields = ((f.name, getattr(state, f.name)) for f in dataclasses.fields(state))
     return {name: value for name, value in fields if jax.tree.leaves(value)}
 
@@ -51,10 +51,10 @@ class Checkpoints:
     """The checkpoints of one run: the newest `keep` and the one with the lowest test error.
 
     Args:
-      folder: made if it does not exist.
-      keep: how many of the newest to keep.
-      warn: called with one sentence for every damaged checkpoint that is skipped.
-      read_only: for evaluation; nothing on the disk is changed.
+      folder: created if it does not exist.
+      keep: number of newest checkpoints to keep.
+      warn: called with one sentence for every skipped damaged checkpoint.
+      read_only: for evaluation; no file is changed.
 
     Raises:
       CheckpointError: `read_only`, and there is no such folder.
@@ -76,7 +76,7 @@ class Checkpoints:
         latest = checkpoint_managers.LatestN(keep)
         self._several = distributed.several()
         self._folder, self._warn, self._read_only = folder.absolute(), warn, read_only
-        # Reading needs no best checkpoint: Orbax would read every error, and fail on a damaged one.
+        # Not needed for reading, for which Orbax would fail on a damaged checkpoint.
         self._options = ocp.CheckpointManagerOptions(
             read_only=True,
             create=False,
@@ -93,29 +93,29 @@ class Checkpoints:
             with distributed.together():
                 self._set_aside_unreadable_errors()
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
-        # Step and content of a checkpoint that may not be on the disk yet.
+        # Step and content of a checkpoint that may not be on disk yet.
         self._unsure: tuple[int, dict[str, Any]] | None = None
 
     def __enter__(self) -> 'Checkpoints':
         return self
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        # Closing waits for the other processes, which do not know of an error of this one alone.
+        # Closing waits for the other processes, which do not know about an error of this process.
         if error is None or isinstance(error, distributed.PeerError) or not self._several:
             try:
                 self._manager.close()
             except Exception:
                 self._manager.close()  # the first call raises a pending error and closes nothing
-                if error is None:  # else the error that ended the block says more
+                if error is None:  # otherwise the original error is more informative
                     raise
 
     def save(self, step: int, state: Any, meta: dict, error: float | None) -> None:
-        """Starts writing in the background. A step that exists is left as it is.
+        """Starts to write a checkpoint in the background, unless the step already exists.
 
         Args:
-          step: the state's.
-          meta: JSON to keep beside the arrays.
-          error: top-1 error at this step, to choose the best by; None if not evaluated.
+          step: step of the state.
+          meta: JSON metadata.
+          error: top-1 error at this step, to select the best; None if not evaluated.
 
         Raises:
           SaveError: this or the previous checkpoint cannot be written.
@@ -124,7 +124,7 @@ class Checkpoints:
         if json.loads(distributed.gather(exists)[0]):  # process 0 decides for all
             return
         self.wait()
-        # A copy: the next step writes into the state's buffers.
+        # A copy, because the next step reuses the state's buffers.
         state = jax.tree.map(jnp.copy, state)
         self._unsure = (
             step,
@@ -174,7 +174,7 @@ class Checkpoints:
         ) from reason
 
     def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict] | None:
-        """The newest whole checkpoint, or that at `step`, as (state, meta); None if there is none.
+        """Restores (state, meta) of the newest valid checkpoint, or of `step`; None if none exists.
 
         Args:
           template: shapes, dtypes and shardings of the state, as from `jax.eval_shape`.
@@ -183,7 +183,7 @@ class Checkpoints:
         Raises:
           CheckpointError: if there are checkpoints and none can be read, or that at `step` cannot.
         """
-        # Process 0's list: another may see the disk a moment later.
+        # Uses process 0's list, because other processes may see the files later.
         steps = sorted(self._manager.all_steps(), reverse=True)
         steps = json.loads(distributed.gather(json.dumps(steps))[0])
         if step is not None and step not in steps:
@@ -218,7 +218,7 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, template: Any) -> tuple[Any, dict]:
-        """Reads a checkpoint onto one device of this process, without waiting for the others."""
+        """Reads a checkpoint to one device of this process, without waiting for other processes."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         template = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template
@@ -245,7 +245,7 @@ class Checkpoints:
         return state, meta
 
     def _set_aside(self, step: int | str) -> None:
-        """Moves a damaged checkpoint away, so that its step can be saved again."""
+        """Moves a damaged checkpoint to another folder, so that its step can be saved again."""
         if self._read_only or not distributed.is_first():
             return
         aside = self._folder.parent / 'damaged'
@@ -264,7 +264,7 @@ class Checkpoints:
                 self._set_aside(path.parts[-3])
 
     def clear(self) -> None:
-        """Deletes every checkpoint, for a run that starts over."""
+        """Deletes all checkpoints, for a restart."""
         self.wait()
         for step in self._manager.all_steps():
             self._manager.delete(step)
@@ -281,7 +281,7 @@ class Checkpoints:
 
 
 def one_line(error: Exception) -> str:
-    """The beginning of an error's message."""
+    """Returns the beginning of an error's message."""
     return str(error).strip().splitlines()[0][:150] if str(error).strip() else repr(error)
 
 

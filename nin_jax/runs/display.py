@@ -10,20 +10,20 @@ from nin_jax import distributed
 
 
 def warn(text: str) -> None:
-    """Prints a warning on stderr; of several processes, only the first does."""
+    """Prints a warning on stderr, on process 0 only."""
     if distributed.is_first():
         print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """'0:42', '12:05' or '1:02:03'."""
+    """Formats seconds as '0:42', '12:05' or '1:02:03'."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f'{hours}:{m:02}:{s:02}' if hours else f'{m}:{s:02}'
 
 
 class ProgressDisplay:
-    """A progress bar on a terminal; elsewhere, a line every ten seconds and at each evaluation."""
+    """A progress bar on a terminal; otherwise a line every ten seconds and per evaluation."""
 
     LINE_EVERY_S = 10.0
 

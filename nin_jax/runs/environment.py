@@ -1,4 +1,4 @@
-"""Commit, versions and hardware of the process, for the record."""
+"""Records commit, versions and hardware of the process."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import jax
 
 
 def environment() -> dict:
-    """Commit, versions and hardware, for the record."""
+    """Returns commit, versions and hardware of the process."""
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     device = jax.devices()[0]
     return {
@@ -31,7 +31,7 @@ def environment() -> dict:
 
 
 def commit() -> str:
-    """The source's git commit, with '+' if files differ from it; NIN_COMMIT outside a checkout."""
+    """Returns the git commit, with '+' if files were changed; NIN_COMMIT outside a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -46,4 +46,4 @@ def commit() -> str:
     try:
         return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get('NIN_COMMIT', '')  # images carry no .git; launch/Dockerfile sets it
+        return os.environ.get('NIN_COMMIT', '')  # set by launch/Dockerfile

@@ -1,11 +1,11 @@
-"""SIGTERM and SIGINT ask a run to save and stop; a second signal stops it at once."""
+"""Handles SIGTERM and SIGINT: the run saves and stops; a second signal stops it immediately."""
 
 import signal
 from types import FrameType
 
 
 class Interrupt:
-    """A context manager; `requested` becomes true when the process is asked to stop."""
+    """A context manager; `requested` becomes true on the first signal."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a call ('train') and one an evaluation ('eval'), written at once.
+"""metrics.jsonl: one line per call ('train') and per evaluation ('eval'), written immediately.
 
 A resumed run first drops the lines past its checkpoint, so that there is neither a gap nor a
 duplicate however often it was killed. Only the evaluations stay in memory.
@@ -33,16 +33,16 @@ class Stopwatch:
 
 
 class Metrics:
-    """Writes one run's metrics and shows them.
+    """Writes and displays the metrics of a run.
 
     Args:
       workdir: the run's folder; it must exist.
-      total_steps: of the run.
+      total_steps: number of steps of the run.
       batch_size: images per step.
-      steps_per_epoch: to show epochs beside steps.
-      first: (attempt, step) of the state that the run continues from; (0, 0) for a new run.
-      clock: its 'train' seconds give images per second.
-      digest: SHA-256 of metrics.jsonl when that state was saved; None if it is not known.
+      steps_per_epoch: to convert steps to epochs.
+      first: (attempt, step) of the resumed state; (0, 0) for a new run.
+      clock: the stopwatch whose 'train' seconds determine images per second.
+      digest: SHA-256 of metrics.jsonl when that state was saved; None if unknown.
 
     Attributes:
       evals: the lines of all evaluations.
@@ -79,7 +79,7 @@ class Metrics:
         self._tensorboard.close()
 
     def train(self, step: int, loss: float, error: float) -> None:
-        """Records a call that ended at `step`; loss and error are its means."""
+        """Records a call that ended at `step`, with its mean loss and error."""
         seconds = self._clock.seconds['train']
         rate = (step - self._last_step) * self._batch_size / max(seconds - self._last_seconds, 1e-9)
         self._last_step, self._last_seconds = step, seconds
@@ -99,11 +99,11 @@ class Metrics:
         return self._sha.hexdigest()
 
     def note(self, text: str) -> None:
-        """Prints one sentence for the person watching."""
+        """Prints one sentence on the console."""
         self._console.print(text)
 
     def start_over(self, attempt: int) -> None:
-        """Begins again at step 0 with new weights; earlier lines stay in the file."""
+        """Restarts at step 0 with new weights; earlier lines stay in the file."""
         self._attempt, self._last_step = attempt, 0
 
     def _write(self, kind: str, step: int, **values: float) -> None:
@@ -127,7 +127,7 @@ class Metrics:
             self.evals.append(line)
 
     def _drop_lines_past(self, first: tuple[int, int], digest: str | None) -> None:
-        """Keeps the lines up to (attempt, step), and drops a line that a kill cut short."""
+        """Keeps the lines up to (attempt, step), and drops an incomplete last line."""
         temporary = self._path.with_suffix('.tmp')
         with open(temporary, 'w') as kept:
             if self._path.exists() and first != (0, 0):
@@ -170,7 +170,7 @@ class Metrics:
 
 
 def check_line(line: dict) -> dict:
-    """The line itself; KeyError, TypeError or ValueError if what is shown of it is not there."""
+    """Returns the line; raises KeyError, TypeError or ValueError if a value is missing."""
     shown = {'train': ('loss', 'error', 'images_per_s'), 'eval': ('loss', 'error')}
     for name in shown[line['kind']]:
         float(line[name])
@@ -178,7 +178,7 @@ def check_line(line: dict) -> dict:
 
 
 class NullMetrics:
-    """The metrics of a process that writes none, because process 0 of the run does."""
+    """Null object for processes other than process 0, which writes the metrics."""
 
     evals: tuple[dict, ...] = ()
 

@@ -1,4 +1,4 @@
-"""What the training loop records: metrics, checkpoints and seconds, behind one interface."""
+"""Records metrics, checkpoints and times of the training loop, behind one interface."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +18,15 @@ from nin_jax.runs.workdir import PREPROCESS, RunDir, differences
 
 
 class Recorder:
-    """The records of one run, from the state that `resume` returns on. A context manager.
+    """The records of a run, starting from the state that `resume` returns. A context manager.
 
     Args:
-      run: the run's folder.
-      config: the run's.
-      plan: its durations.
-      fitted: its preprocessing, which every checkpoint must match.
-      class_names: in label order.
-      clock: seconds spent so far.
+      run: folder of the run.
+      config: config of the run.
+      plan: durations in steps.
+      fitted: fitted preprocessing, which every checkpoint must match.
+      class_names: names of the classes, in label order.
+      clock: stopwatch of the run.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Recorder:
 
     @property
     def evals(self) -> list[dict]:
-        """All evaluations so far, as in metrics.jsonl."""
+        """All evaluations so far, as lines of metrics.jsonl."""
         return list(self._metrics.evals)
 
     def resume(self, shapes: Any, fresh: Callable[[], Any]) -> Any:
-        """The state of the newest whole checkpoint, or `fresh()` if there is no checkpoint.
+        """Returns the state of the newest valid checkpoint, or `fresh()` if there is none.
 
         Args:
           shapes: shapes, dtypes and shardings of the state.
-          fresh: makes a new state.
+          fresh: creates a new state.
 
         Raises:
           CheckpointError: no checkpoint can be read, or they belong to another run.
@@ -93,7 +93,7 @@ class Recorder:
         return state
 
     def _metrics_digest(self, meta: dict) -> str | None:
-        """The SHA-256 that metrics.jsonl must have to match a checkpoint; None for any."""
+        """Returns the SHA-256 of metrics.jsonl at the checkpoint; None if any content is valid."""
         path = self._run.path / 'metrics.jsonl'
         if 'metrics' in meta and not path.exists():
             warn(f"'{path}' is missing: continuing without its earlier lines")
@@ -101,7 +101,7 @@ class Recorder:
         return meta.get('metrics')
 
     def train(self, step: int, loss: float, error: float) -> None:
-        """Records a call that ended at `step`: mean loss and top-1 error of its batches."""
+        """Records a call that ended at `step`, with mean loss and top-1 error of its batches."""
         self._metrics.train(step, loss, error)
 
     def eval(self, step: int, loss: float, error: float, errors: int) -> None:
@@ -109,49 +109,49 @@ class Recorder:
         self._metrics.eval(step, loss, error, errors)
 
     def note(self, text: str) -> None:
-        """Prints one sentence for the person watching."""
+        """Prints one sentence on the console."""
         self._metrics.note(text)
 
     def lacks_evaluation(self) -> bool:
-        """Whether no evaluation is on record; the same answer on all processes."""
+        """Whether no evaluation is recorded; the same on all processes."""
         return distributed.anyone(distributed.is_first() and not self._metrics.evals)
 
     def save(self, step: int, state: Any, error: float | None) -> None:
-        """Starts saving a checkpoint, after the metrics that belong to it are on the disk."""
+        """Starts to save a checkpoint, after its metrics are on disk."""
         with self.clock('checkpoint'):
             known = {'seconds': dict(self.clock.seconds), 'metrics': self._metrics.sync()}
             self._checkpoints.save(step, state, self._meta | known, error)
 
     def start_over(self, attempt: int, state: Any) -> None:
-        """Begins again at step 0 with new weights; earlier checkpoints are deleted."""
+        """Restarts at step 0 with new weights; deletes earlier checkpoints."""
         self._checkpoints.clear()
         meta = self._meta | {'metrics': self._metrics.sync()}
         self._checkpoints.save(0, state, meta, error=None)
         self._metrics.start_over(attempt)
 
     def wait(self) -> None:
-        """Blocks until everything is on the disk."""
+        """Blocks until all checkpoints are on disk."""
         self._checkpoints.wait()
 
     def metrics_sha256(self) -> str:
-        """SHA-256 of metrics.jsonl as it is now."""
+        """Returns the current SHA-256 of metrics.jsonl."""
         return self._metrics.sync()
 
 
 def restore(
     checkpoints: Checkpoints, shapes: Any, flat: dict, fitted: str, step: int | None = None
 ) -> tuple[Any, dict] | None:
-    """The newest whole checkpoint, or that at `step`: (state, meta); None if there is none.
+    """Restores (state, meta) of the newest valid checkpoint, or of `step`; None if none exists.
 
     Args:
-      checkpoints: of the run.
+      checkpoints: checkpoints of the run.
       shapes: shapes, dtypes and shardings of the state.
       flat: the run's flat config.
       fitted: digest of the run's preprocessing.
-      step: a step to restore exactly.
+      step: the step to restore; None for the newest.
 
     Raises:
-      CheckpointError: none can be read, or it belongs to another config or preprocessing.
+      CheckpointError: no checkpoint can be read, or it belongs to another config or preprocessing.
     """
     restored = checkpoints.restore(shapes, step)
     if restored is None:

@@ -1,4 +1,4 @@
-"""summary.json: how a run ended, with everything needed to believe and repeat it."""
+"""summary.json: the result of a run, with the information needed to reproduce it."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def summarize(
     eval_images: int,
     command: str,
 ) -> dict:
-    """The content of summary.json after training.
+    """Returns the content of summary.json after training.
 
     Args:
       outcome: status, reason, attempt and step of the end.
@@ -50,7 +50,7 @@ def summarize(
         'eval_images': eval_images,
         'command': command,
         'metrics_sha256': recorder.metrics_sha256(),
-        # Beside minutes, the machine's speed makes them comparable.
+        # The speed of the machine makes training times comparable.
         'peak_flops': matmul_rate() if outcome.status == 'done' else None,
     }
 
@@ -69,7 +69,7 @@ def summary(
     epoch: float = 0.0,
     attempt: int = 0,
 ) -> dict:
-    """The content of summary.json, with the process's commit, versions and hardware."""
+    """Returns the content of summary.json, with commit, versions and hardware of the process."""
     return {
         'status': status,
         'reason': reason,

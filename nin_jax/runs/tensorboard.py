@@ -10,7 +10,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 
 
 class EventFile:
-    """TensorBoard's scalars, written by the caller's thread.
+    """Writes scalars for TensorBoard, in the caller's thread.
 
     tensorboardX's SummaryWriter writes in a thread of its own. A full disk or a clock that is set
     back ends that thread, and the run would then wait for it forever.
@@ -27,7 +27,7 @@ class EventFile:
         self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Adds a point to the curve of each name."""
+        """Adds a value for each name."""
         for name, value in values.items():
             scalar = summary.scalar(name, value)
             self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar))

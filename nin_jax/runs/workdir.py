@@ -1,11 +1,11 @@
-"""A run's folder: one process at a time, one config for good.
+"""A run's folder, which is locked by one run at a time and belongs to one config.
 
-config.json       every key of the run's config
-preprocess.npz    fitted preprocessing, so that evaluation never refits
+config.json       all keys of the run's config
+preprocess.npz    fitted preprocessing, for evaluation
 checkpoints/      Orbax checkpoints, by step
-metrics.jsonl     one line a call and an evaluation
-tensorboard/      the same for TensorBoard
-summary.json      how the run ended
+metrics.jsonl     one line per call and per evaluation
+tensorboard/      the same metrics for TensorBoard
+summary.json      the result of the run
 damaged/          checkpoints that did not match their SHA-256
 """
 
@@ -29,12 +29,12 @@ CONFIG, PREPROCESS, SUMMARY = 'config.json', 'preprocess.npz', 'summary.json'
 
 @dataclasses.dataclass(frozen=True)
 class RunDir:
-    """The folder of one run, held by this process and those that train with it.
+    """The folder of a run, locked by the processes that train it.
 
     Attributes:
       path: the folder.
-      flat: the run's config, flat, as in config.json.
-      is_done: whether the run came to its end.
+      flat: the run's flat config, as in config.json.
+      is_done: whether the run has finished.
     """
 
     path: pathlib.Path
@@ -43,11 +43,11 @@ class RunDir:
 
     @property
     def summary(self) -> dict:
-        """What summary.json says."""
+        """The content of summary.json."""
         return read_json(self.path / SUMMARY)
 
     def preprocess(self, fit: Callable[[], Preprocess]) -> Preprocess:
-        """The run's preprocessing: fitted at its first start by one process, then read by all.
+        """Returns the run's preprocessing; process 0 fits it at the first start.
 
         Raises:
           CheckpointError: the file is damaged, or the processes do not share the folder.
@@ -66,17 +66,17 @@ class RunDir:
         return fitted
 
     def write_summary(self, summary: dict) -> None:
-        """Writes summary.json; only the first of several processes does."""
+        """Writes summary.json, on process 0 only."""
         if distributed.is_first():
             write_json(self.path / SUMMARY, summary)
 
 
 @contextlib.contextmanager
 def open_run(path: pathlib.Path, config: ConfigDict) -> Iterator[RunDir]:
-    """Makes or opens the folder of a run and holds it until the block ends.
+    """Creates or opens the folder of a run and locks it until the block ends.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process has locked it.
       CheckpointError: it belongs to a run with another config.
     """
     with contextlib.ExitStack() as stack:
@@ -95,18 +95,18 @@ def open_run(path: pathlib.Path, config: ConfigDict) -> Iterator[RunDir]:
 
 
 def has_started(path: pathlib.Path) -> bool:
-    """Whether a run left metrics or checkpoints in the folder."""
+    """Whether the folder contains metrics or checkpoints of a run."""
     return (path / 'metrics.jsonl').exists() or any(path.glob('checkpoints/*'))
 
 
 def forget(path: pathlib.Path) -> None:
-    """Deletes the config of a run that made no step, so that a corrected command is accepted."""
+    """Deletes the config of a run without steps, so that a corrected command is accepted."""
     for name in (CONFIG, PREPROCESS):
         (path / name).unlink(missing_ok=True)
 
 
 def _is_done(path: pathlib.Path, flat: dict) -> bool:
-    """Whether summary.json says that this run came to its end."""
+    """Whether this run has finished, by its summary.json."""
     summary_path = path / SUMMARY
     if not summary_path.exists():
         return False
@@ -122,10 +122,10 @@ def _is_done(path: pathlib.Path, flat: dict) -> bool:
 
 
 def load_preprocess(path: pathlib.Path) -> Preprocess:
-    """The preprocessing of the run in `path`.
+    """Loads the preprocessing of the run in `path`.
 
     Raises:
-      CheckpointError: there is none, or it is damaged.
+      CheckpointError: the file is missing or damaged.
     """
     if not (path / PREPROCESS).exists():
         raise CheckpointError(f"'{path}' holds no {PREPROCESS}: is this the --workdir of a run?")
@@ -134,7 +134,7 @@ def load_preprocess(path: pathlib.Path) -> Preprocess:
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the folder and keeps other runs out of it; the lock dies with the process."""
+    """Creates the folder and locks it against other runs; the lock ends with the process."""
     if not str(workdir).isprintable():  # bytes that are not UTF-8, too
         raise UserError(
             f'--workdir={str(workdir)!a} is not UTF-8 text, and checkpoints need that: rename it'
@@ -150,7 +150,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def write_or_check_config(workdir: pathlib.Path, flat: dict) -> None:
-    """Writes config.json at a run's first start; later, compares the config with it.
+    """Writes config.json at the first start of a run; later checks the config against it.
 
     Raises:
       CheckpointError: the folder belongs to a run with another config.
@@ -163,7 +163,7 @@ def write_or_check_config(workdir: pathlib.Path, flat: dict) -> None:
 
 
 def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -> None:
-    """CheckpointError unless two flat configs are the same in all keys that begin with `only`."""
+    """Raises CheckpointError unless two flat configs agree in all keys that start with `only`."""
     different = {k: v for k, v in differences(saved, flat).items() if k.startswith(only)}
     if different:
         key, (one, other) = next(iter(different.items()))
@@ -174,14 +174,14 @@ def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -
         )
 
 
-# Where a run computes and what it keeps do not change what it computes.
+# Keys that do not change the result of a run.
 FREE_TO_CHANGE = ('devices', 'data.dir', 'data.residency', 'checkpoint.', 'eval.batch_size')
 
 
 def differences(one: dict, other: dict) -> dict[str, tuple[object, object]]:
-    """The keys that make two flat configs those of different runs, with both values.
+    """Returns the keys in which two flat configs differ, with both values, except FREE_TO_CHANGE.
 
-    A config from before a key was there has the key's default.
+    A key that a config lacks, because the config is older than the key, has its default value.
     """
     defaults = flatten(default_config())
     row = block(features=(), kernel=1)

@@ -1,4 +1,4 @@
-"""What the entry points share: flags, and how a mistake ends them: one sentence and status 2."""
+"""Shared code of the entry points: common flags, and one-sentence errors with status 2."""
 
 import io
 import pathlib
@@ -25,7 +25,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Parses flags, runs `main` and exits with what it returns."""
 
     def guarded(argv: list[str]) -> int | None:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be any bytes
+        if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain any bytes
             sys.stdout.reconfigure(errors='backslashreplace')
         logging.set_verbosity(logging.FATAL)  # Orbax logs every file it touches; errors are raised
         try:
@@ -34,7 +34,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return print_error(str(e), e.exit_status)
         except KeyboardInterrupt:
             return print_error('stopped', status=130)
-        except BrokenPipeError:  # the reader of our output went away: head, less, ...
+        except BrokenPipeError:  # the reader of the output has exited, such as head
             sys.stdout = None
             return 141
         except OSError as e:  # a full disk, a folder that cannot be written, ...
@@ -47,7 +47,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def print_error(message: str, status: int = EXIT_USAGE) -> int:
-    """Prints the sentence, unless another process prints it (''); returns the exit status."""
+    """Prints the message, unless it is empty (another process prints it); returns `status`."""
     if message:
         print(f'error: {message}', file=sys.stderr)
     return status
@@ -57,32 +57,32 @@ def print_error(message: str, status: int = EXIT_USAGE) -> int:
 
 
 def define_step() -> flags.FlagHolder:
-    """--step, the checkpoint to read."""
+    """Defines --step, the checkpoint to read."""
     return flags.DEFINE_integer('step', None, 'Checkpoint to use; the newest if not given.')
 
 
 def define_data_dir() -> flags.FlagHolder:
-    """--data_dir, for commands that read a run's dataset."""
+    """Defines --data_dir, for commands that read a run's dataset."""
     return flags.DEFINE_string(
         'data_dir', None, 'The TFDS folder of the data; the one of the run if not given.'
     )
 
 
 def no_arguments(argv: list[str]) -> None:
-    """Raises UserError if there is an argument that is no flag."""
+    """Raises UserError if there is a positional argument."""
     if argv[1:]:
         raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
 
 
 def required(flag: flags.FlagHolder, hint: str) -> Any:
-    """The value of a flag; UserError, with the hint, if it is not given."""
+    """Returns the value of a flag; raises UserError with the hint if it is missing."""
     if not flag.value:
         raise UserError(f'--{flag.name} is missing: {hint}')
     return flag.value
 
 
 def open_network(workdir: str, step: int | None) -> 'Trained':
-    """The network of a run or a release, with JAX's compilation cache in use."""
+    """Loads the network of a run or a release, and turns on JAX's compilation cache."""
     from nin_jax.devices import use_compilation_cache
     from nin_jax.pretrained import release
 
@@ -91,7 +91,7 @@ def open_network(workdir: str, step: int | None) -> 'Trained':
 
 
 def eval_images(network: 'Trained', data_dir: str | None) -> 'Arrays':
-    """The split that the run was evaluated on, from --data_dir if it is given."""
+    """Loads the evaluation split of the run, from --data_dir if given."""
     from nin_jax.data.pipeline import open_source
 
     if data_dir is not None:
@@ -100,7 +100,7 @@ def eval_images(network: 'Trained', data_dir: str | None) -> 'Arrays':
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses flags; exits with one sentence on a mistake."""
+    """Parses flags; exits with one sentence on an error."""
     try:
         if 'config' in flags.FLAGS:
             check_config_keys(argv)
@@ -113,7 +113,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def check_config_keys(argv: list[str]) -> None:
-    """Raises UserError if --config names no config, or an override no key of it."""
+    """Raises UserError if the config of --config or the key of an override does not exist."""
     values = [
         word.split('=', 1)[1] if '=' in word else following
         for word, following in zip(argv, [*argv[1:], ''], strict=True)
@@ -135,15 +135,15 @@ def check_config_keys(argv: list[str]) -> None:
 def load_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Loads a config file, with its variant, as --config does.
 
-    It is loaded apart from the process's own flags, which parse a config's keys as they come: there
-    an unknown key is an AttributeError without the key's path.
+    Uses separate flag values, because absl reports an unknown key as an AttributeError without the
+    key's path.
 
     Args:
       config: such as 'experiments/configs/cifar10.py:aug'.
       overrides: such as '--config.optim.lr=0.1'.
 
     Raises:
-      UserError: the file does not load, or a value cannot be read.
+      UserError: the file does not load, or a value is invalid.
     """
     path = pathlib.Path(config.split(':')[0])
     if not path.is_file():
@@ -161,6 +161,6 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise
     except flags.Error as e:
         raise UserError(' '.join(str(e).split())) from e
-    except Exception as e:  # whatever a broken file may raise; its last line says what
+    except Exception as e:  # a broken file can raise anything
         reason = (str(e).strip() or repr(e)).splitlines()[-1]
         raise UserError(f"config '{path}' does not load: {reason}") from e

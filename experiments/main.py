@@ -6,13 +6,13 @@
     python -m experiments.main --config=experiments/configs/quickstart.py \\
         --workdir=runs/quickstart --mode=eval
 
-Several processes train one run if each knows where the first listens:
+Several processes train one run if each is given the address of the first:
 
     python -m experiments.main --config=... --workdir=... --distributed=localhost:12345,2,0 &
     python -m experiments.main --config=... --workdir=... --distributed=localhost:12345,2,1
 
-Run the same command again to resume. Exit status: 0 done, 1 diverged, 2 a mistake in the command,
-75 stopped on request and saved: run it again.
+Run the same command again to resume. Exit status: 0 done, 1 diverged, 2 an error in the command,
+75 stopped by a signal and saved: run the command again.
 """
 
 import pathlib

@@ -268,7 +268,7 @@ def encoded(image: Image.Image, kind: str) -> bytes:
 
 
 def tiff(channels: int) -> bytes:
-    """4 x 4 pixels of 8-bit channels, more than any colour has."""
+    """4 x 4 pixels of 8-bit channels, more than any color has."""
     tags = [(256, 4), (257, 4), (258, 8), (259, 1), (262, 1), (273, 8), (277, channels), (278, 4)]
     tags += [(279, 16 * channels), (284, 1)]
     pixels = bytes(16 * channels)

@@ -1,4 +1,4 @@
-"""A config page for tests that start processes of their own."""
+"""A tiny config for tests that start processes."""
 
 from tests.helpers import tiny_config
 

@@ -38,7 +38,7 @@ def test_essentials(name):
     assert not task['resources'].get('accelerator_args', {}).get('gcp_queued_resource')
 
 
-# Notes how it was started, and ends as it is told.
+# Records its command line, and exits with the given status.
 PYTHON = """#!/bin/sh
 echo "$JAX_PLATFORMS $*" >>"$HOME/said"
 exit $STATUS

@@ -254,7 +254,7 @@ def test_each_learns_in_miniature(kind):
 def test_each_learns_on_cifar10(page, variant, data_dir):
     """The whole network on 1,500 images for 240 steps, without dropout between the blocks.
 
-    The fully connected heads on NIN start from He initialisation and live maps, for the paper's
+    The fully connected heads on NIN start from He initialization and live maps, for the paper's
     initial weights begin with a plateau of epochs.
     """
     config = load_page(page, variant)

@@ -1,4 +1,4 @@
-"""Releases: a program that runs without this code, weights that come back, damage that is told."""
+"""Releases: a program that runs without this code, weights that come back, damage that is reported."""
 
 import pathlib
 import shutil

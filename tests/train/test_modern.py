@@ -166,11 +166,11 @@ def test_batch_norm_adds_statistics_and_no_parameter(normed):
     state, plain = normed.init_state(0), assemble(small_config()).init_state(0)
     shapes = [jax.tree.map(jnp.shape, s.params) for s in (state, plain)]
     assert shapes[0] == shapes[1] and plain.stats == {}
-    # Two convolutions, of which the last puts out the class maps.
+    # Two convolutions, of which the last outputs the class maps.
     assert len(jax.tree.leaves(state.stats)) == 2
 
 
-def test_batch_norm_standardises_and_averages_as_written_out(normed):
+def test_batch_norm_standardizes_and_averages_as_written_out(normed):
     state = normed.init_state(0)
     x_BHWC, labels_B, keys_B = batch(normed)
     setup = dataclasses.replace(normed.setup, microbatch=32)
@@ -334,10 +334,10 @@ def updates_of(rule: str, steps: int = 3, **changes):
     config = default_config().optim
     config.update(dict(rule=rule, schedule='one_cycle', bias_lr=1.0, last_layer_lr=1.0) | changes)
     tx = make_optimizer(config, PARAMS, ('last',), plan_of(total_steps=10))
-    return run_optimiser(tx, steps)
+    return run_optimizer(tx, steps)
 
 
-def run_optimiser(tx, steps: int):
+def run_optimizer(tx, steps: int):
     tx = optax.with_extra_args_support(tx)
     params, state = PARAMS, tx.init(PARAMS)
     for i in range(steps):
@@ -351,8 +351,8 @@ def run_optimiser(tx, steps: int):
 def test_nesterov_is_optaxs():
     """At a constant rate, where it does not matter that ours stands inside the momentum."""
     ours, _ = updates_of('nesterov', schedule='drops', weight_decay=0.0)
-    theirs, _ = run_optimiser(optax.sgd(0.1, momentum=0.9, nesterov=True), 3)
-    plain, _ = run_optimiser(optax.sgd(0.1, momentum=0.9), 3)
+    theirs, _ = run_optimizer(optax.sgd(0.1, momentum=0.9, nesterov=True), 3)
+    plain, _ = run_optimizer(optax.sgd(0.1, momentum=0.9), 3)
     for a, b, c in zip(*map(jax.tree.leaves, (ours, theirs, plain)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
         assert not np.allclose(a, c, rtol=1e-3)

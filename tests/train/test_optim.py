@@ -1,4 +1,4 @@
-"""The optimiser against the authors' update rule, written out."""
+"""The optimizer against the authors' update rule, written out."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Releases: a program that runs without this code, weights that come back, damage that is reported."""
+"""Releases: a program without this code, weights that load again, damage that is reported."""
 
 import pathlib
 import shutil

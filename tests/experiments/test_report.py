@@ -333,7 +333,7 @@ def test_seeds_done_are_left_alone(two_seeds):
 @pytest.mark.parametrize(
     ('words', 'status', 'message'),
     [
-        (['--seeds=0'], 2, 'give N of 1 or more'),
+        (['--seeds=0'], 2, 'N must be at least 1'),
         (['--config.seed=4'], 2, 'no --config.seed'),
         (['--seeds=many'], 2, "invalid int value: 'many'"),
         (['--config.optim.lrr=1.'], 2, "unknown key 'optim.lrr'"),

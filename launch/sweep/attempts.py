@@ -173,8 +173,8 @@ def account(every: list[list[FrozenTrial]]) -> str:
     outcomes = [outcome(tries) for tries in every]
     counts = ', '.join(f'{outcomes.count(o)} {o}' for o in OUTCOMES if o in outcomes)
     losses = [n for n in map(lost, every) if n]
-    text = f'{len(every)} points: {counts}'
-    return text + f'; workers lost: {sum(losses)}, over {len(losses)} of the points' * bool(losses)
+    line = f'{len(every)} points: {counts}'
+    return line + f'; workers lost: {sum(losses)}, over {len(losses)} of the points' * bool(losses)
 
 
 def best(every: list[list[FrozenTrial]]) -> FrozenTrial | None:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nin_jax.errors import DataError, UserError, from_os_error
+from nin_jax.errors import DataError, UserError, from_os_error, one_line
 
 JOIN_S = 300  # for all processes to connect
 HEARTBEAT_S = 60  # a process without a heartbeat for this long is dead
@@ -93,7 +93,7 @@ def join(where: str, timeout_s: float = JOIN_S) -> None:
                 '--distributed=auto found no TPU pod, SLURM or Kubernetes job around it: '
                 'name HOST:PORT,COUNT,INDEX, or leave the flag out'
             ) from None
-        raise UserError(f'--distributed={where}: {first_line(e)}') from None
+        raise UserError(f'--distributed={where}: {one_line(e)}') from None
     finally:
         alarm.cancel()
     if not is_first():
@@ -214,7 +214,7 @@ def explain(e: BaseException) -> int:
     if isinstance(e, jax.errors.JaxRuntimeError) and LOST.search(str(e)):
         print(
             f'error: process {jax.process_index()} of {jax.process_count()} lost another one '
-            f'({first_line(e)}): run the same command again to continue from the last checkpoint',
+            f'({one_line(e)}): run the same command again to continue from the last checkpoint',
             file=sys.stderr,
         )
         return os.EX_TEMPFAIL
@@ -223,10 +223,6 @@ def explain(e: BaseException) -> int:
 
 
 LOST = re.compile('gloo|connection|heartbeat|coordination|barrier|deadline|unavailable|peer', re.I)
-
-
-def first_line(e: BaseException) -> str:
-    return (str(e).strip() or repr(e)).splitlines()[0][:150]
 
 
 def give_up(sentence: str) -> None:

@@ -63,8 +63,8 @@ def from_os_error(e: OSError) -> UserError:
 
 
 def one_line(e: BaseException) -> str:
-    """Returns the first line of another library's error, up to 150 characters."""
-    return (str(e).strip() or repr(e)).splitlines()[0][:150]
+    """Returns the first line of another library's error, up to 300 characters."""
+    return (str(e).strip() or repr(e)).splitlines()[0][:300]
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = '') -> str:

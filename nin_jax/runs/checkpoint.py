@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from nin_jax import distributed
-from nin_jax.errors import CheckpointError, SaveError
+from nin_jax.errors import CheckpointError, SaveError, one_line
 from nin_jax.files import verify_checksum, with_checksum
 
 PAUSES_S = (0.5, 2)  # between attempts to write a checkpoint
@@ -278,11 +278,6 @@ class Checkpoints:
                 raise
             self._save_again(e)
         self._unsure = None
-
-
-def one_line(error: Exception) -> str:
-    """Returns the beginning of an error's message."""
-    return str(error).strip().splitlines()[0][:150] if str(error).strip() else repr(error)
 
 
 def drop_abandoned_future(news: Any) -> None:

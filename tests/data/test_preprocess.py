@@ -202,7 +202,7 @@ def test_damage_at_every_place_is_noticed_or_harmless(tmp_path):
 
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / 'x.npz'
-    assert 'does not exist' in refused(path)
+    assert 'is missing' in refused(path)
     path.write_text('not a zip')
     refused(path)
     np.savez(path, recipe='gcn_zca')

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -522,7 +523,10 @@ def test_the_recipe_is_the_same_on_eight_devices():
 
 def overrides(flags: tuple[str, ...]) -> dict[str, object]:
     pairs = (flag.removeprefix('--config.').split('=', 1) for flag in flags)
-    return {k: ast.literal_eval(v) if v[0] in '(0123456789TF' else v for k, v in pairs}
+    return {
+        k: ast.literal_eval(v) if re.match(r'[(\d]|True|False', v) and '%' not in v else v
+        for k, v in pairs
+    }
 
 
 @pytest.mark.parametrize('recipe', ablate.SWITCHES)

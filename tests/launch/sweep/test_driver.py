@@ -182,7 +182,7 @@ def test_the_database_is_tried_again_for_a_bounded_time():
     patience.seconds = 0.05
     with pytest.raises(study.UnreachableError) as caught:
         patience(refusing(10**6))
-    assert caught.value.status == 75 and 'hush' not in str(caught.value)
+    assert caught.value.exit_status == 75 and 'hush' not in str(caught.value)
     patience.seconds, patience.give_up = 3600.0, lambda: True
     with pytest.raises(study.UnreachableError):
         patience(refusing(10**6))

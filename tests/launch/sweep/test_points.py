@@ -11,8 +11,8 @@ from experiments.space import Sweep, choice, integer, log_uniform, text, uniform
 from launch import devices
 from launch.sweep import __main__ as entry
 from launch.sweep import points
-from nin_jax import cache
 from nin_jax.config import flatten
+from nin_jax.data import cache
 from nin_jax.errors import UserError
 
 TINY = str(TINY_PAGE)

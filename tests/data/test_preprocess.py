@@ -291,6 +291,7 @@ def rms(prep, images):
     return np.mean(squares) ** 0.5
 
 
+@pytest.mark.heavy
 def test_golden_zca_of_cifar10(cifar10):
     train, test, prep = cifar10
     eigenvalues = np.linalg.eigvalsh(prep.whiten_DD.astype(np.float64)) ** -2  # with the bias

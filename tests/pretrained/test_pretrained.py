@@ -16,6 +16,9 @@ FLAGS = ('--config.model.blocks.mlpconv2.pool=avg', '--mode=eval')
 PAGE = 'experiments/configs/cifar10.py'
 
 
+pytestmark = pytest.mark.heavy
+
+
 @pytest.fixture(scope='module')
 def caffemodel():
     if 'NIN_CAFFEMODEL' not in os.environ:

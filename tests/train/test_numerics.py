@@ -46,6 +46,7 @@ def test_hopeless_runs_start_over_as_the_config_says(tmp_path, flags):
     assert first == [0, 1, 2]  # no attempt's records are lost
 
 
+@pytest.mark.heavy
 def test_the_same_run_twice_is_the_same_bits(tmp_path):
     """The GPU's flag is in the second's environment: XLA would abort over one it does not know."""
     digests = []
@@ -99,6 +100,7 @@ def gradients(page: str, dtype: str, scales: tuple[float, ...], images: int = 16
     ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('page', ['mnist', pytest.param('cifar10', marks=pytest.mark.slow)])
 def test_bfloat16_needs_no_loss_scaling(page):
     """It has float32's exponents: scaling the loss brings no gradient back, for none underflows.

@@ -86,7 +86,7 @@ Lin, Chen and Yan's Network In Network ([arXiv 1312.4400](https://arxiv.org/abs/
 | from | {_origin(trained, found)} |
 | stored as | {dtype} kernels, read back as float32 |
 | code | nin_jax {__version__}, commit `{found['commit'] or 'unknown'}` |
-| licence | {_licence(found)} |
+| license | {_license(found)} |
 
 ## Loading
 
@@ -197,7 +197,7 @@ def _origin(trained: Trained, found: dict) -> str:
     return f'step {trained.step:,} of a run that is {found["status"]}{epochs}, on {kind}{minutes}'
 
 
-def _licence(found: dict) -> str:
+def _license(found: dict) -> str:
     if found['status'] == 'imported':
         return "code Apache-2.0; the weights are the paper's authors'"
     return "Apache-2.0 (code and weights; the training images have their own publishers' terms)"

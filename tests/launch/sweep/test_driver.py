@@ -15,7 +15,7 @@ import time
 import optuna
 import pytest
 import sqlalchemy
-from helpers import ROOT, TINY_PAGE, metrics, run_module, summary
+from helpers import ROOT, TINY_PAGE, metrics, run_process, summary
 
 from launch.processes import ProcessGroup
 from launch.sweep import __main__ as entry
@@ -346,7 +346,7 @@ def test_a_real_sweep_whose_driver_is_killed_completes(tmp_path):
     for pid in (first.pid, *children(first.pid)):
         os.kill(pid, signal.SIGKILL)
     first.wait()
-    result = run_module('launch.sweep', *argv, '--grace=4', timeout=600)
+    result = run_process('launch.sweep', *argv, '--grace=4', timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     found = every(tmp_path)
     assert [attempts.outcome(tries) for tries in found] == ['complete', 'diverged', 'complete']

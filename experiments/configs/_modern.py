@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def batch_normalized(config: ConfigDict) -> None:
-    """Changes the network: He initialization, batch normalization for dropout, linear class maps."""
+    """He initialization, batch normalization in place of dropout, linear class maps."""
     for row in config.model.blocks.values():
         row.init_std = ()  # He initialization
         row.dropout = 0.0

@@ -296,7 +296,7 @@ def test_the_other_backends_give_the_same(monkeypatch):
 _EIGHT_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from nin_jax import ops
+from nin_jax.models import ops
 
 def loss(kernels, x):
     x = ops.max_pool(ops.conv2d(x, kernels[0], padding=2))

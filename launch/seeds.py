@@ -11,10 +11,10 @@ import argparse
 import json
 import os
 import pathlib
-import statistics
 import sys
 
 from experiments import cli
+from experiments.report.groups import mean_and_std
 from launch.processes import ProcessGroup
 
 
@@ -66,12 +66,6 @@ def sentence(folders: list[pathlib.Path]) -> str:
         f'({", ".join(f"{e:.2f}" for e in errors)}); {mean_and_std(seconds)} s of training'
         + (f'; {failed} diverged' if failed else '')
     )
-
-
-def mean_and_std(values: list[float]) -> str:
-    """Formats as '10.41 ± 0.12'; a single value has no deviation."""
-    deviation = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
-    return f'{statistics.mean(values):.2f}{deviation}'
 
 
 if __name__ == '__main__':

@@ -25,6 +25,7 @@ from nin_jax.runs.recorder import Recorder, restore
 from nin_jax.runs.summary import summarize
 from nin_jax.runs.workdir import CONFIG, check_same, flat_config, load_preprocess, open_run
 from nin_jax.train import loop
+from nin_jax.train.step import TrainState
 from nin_jax.train.trainer import Trainer, make_trainer
 
 EXIT_STATUS = {'done': 0, 'preempted': os.EX_TEMPFAIL, 'diverged': 1}
@@ -50,7 +51,7 @@ def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
             trainer = make_trainer(config, data, fitted, pretrained_weights(config))
         with Recorder(run, config, trainer.plan, fitted, data.class_names, clock) as recorder:
             state = recorder.resume(trainer.state_shapes(), fresh=lambda: trainer.start(0))
-            announce(trainer, len(data.train), int(state.step))
+            announce(trainer, state, len(data.train))
             outcome = loop.fit(trainer, state, recorder)
             summary = summarize(
                 outcome,
@@ -67,9 +68,9 @@ def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
         return EXIT_STATUS[outcome.status]
 
 
-def announce(trainer: Trainer, images: int, step: int) -> None:
+def announce(trainer: Trainer, state: TrainState, images: int) -> None:
     """Prints the run and its devices before training."""
-    parameters = count_parameters(trainer.state_shapes().params)
+    parameters, step = count_parameters(state.params), int(state.step)
     processes = f' in {jax.process_count()} processes' if distributed.several() else ''
     print(
         f'{parameters:,} parameters, {images:,} training images, '

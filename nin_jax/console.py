@@ -34,14 +34,6 @@ def track(items: Iterable[T], text: str, total: int | None = None) -> Iterator[T
 
 
 @contextlib.contextmanager
-def busy(text: str) -> Iterator[None]:
-    """Shows a spinner while the block runs; silent unless stderr is a terminal."""
-    console = Console(stderr=True)
-    with console.status(text) if console.is_terminal else contextlib.nullcontext():
-        yield
-
-
-@contextlib.contextmanager
 def quiet_absl() -> Iterator[None]:
     """Hides the warnings that Orbax and TFDS log through absl; their errors are raised anyway."""
     logger = logging.getLogger('absl')

@@ -99,7 +99,7 @@ class Group:
 
     @property
     def error(self) -> str:
-        return mean_and_std([100 * run['final_error'] for run in self.runs])
+        return mean_and_std([100 * run['final_error'] for run in self.runs]) + ' %'
 
     @property
     def seeds(self) -> str:
@@ -112,10 +112,10 @@ class Group:
         return epoch + (f' of {self.full_epochs:g}' if self.is_short else '') + ' epochs'
 
 
-def mean_and_std(percents: list[float]) -> str:
-    """Formats as '10.41 ± 0.12 %'; a single value has no deviation."""
-    deviation = f' ± {statistics.stdev(percents):.2f}' if len(percents) > 1 else ''
-    return f'{statistics.mean(percents):.2f}{deviation} %'
+def mean_and_std(values: list[float]) -> str:
+    """Formats as '10.41 ± 0.12'; a single value has no deviation."""
+    deviation = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):.2f}{deviation}'
 
 
 def group(runs: list[dict], configs: dict[str, dict]) -> list[Group]:

@@ -12,6 +12,8 @@ The first command scores the run's test split and writes, to the folder `picture
     mistakes.png   the mistakes with the highest confidence
     index.html     all of them with the run's curves, config and command, in one file
 
+A run's TensorBoard gets the pictures too, at the step of the weights.
+
 With --images, only those pictures are scored, whatever their size, and no dataset is needed: each
 becomes a dense_<name>.png of where the likeliest classes are.
 """
@@ -80,7 +82,24 @@ def main(argv: list[str]) -> int:
     write('confusion.png', figures.confusion(scored))
     write('mistakes.png', figures.mistakes(scored))
     write_page(pathlib.Path(workdir), network, scored, out)
+    write_tensorboard(pathlib.Path(workdir), network.step, out)
     return 0
+
+
+def write_tensorboard(folder: pathlib.Path, step: int, out: pathlib.Path) -> None:
+    """Adds the pictures to the TensorBoard files of a run; a release has none."""
+    import numpy as np
+    from PIL import Image
+
+    from nin_jax.runs import tensorboard
+
+    if not (folder / tensorboard.FOLDER).is_dir():
+        return
+    events = tensorboard.EventFile(folder / tensorboard.FOLDER)
+    for path in (out / name for name in CAPTIONS if (out / name).exists()):
+        with Image.open(path) as picture:
+            events.write_image(step, f'pictures/{path.stem}', np.asarray(picture.convert('RGB')))
+    events.close()
 
 
 def write_page(

@@ -85,6 +85,9 @@ def _conv_forward(
     padding: int,
     precision: lax.PrecisionLike,
 ) -> tuple[jax.Array, tuple]:
+    if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
+        # Otherwise XLA recomputes the input, transposed and slowly, for the kernel gradient.
+        x_BHWC = _choose(x_BHWC, cpu=lax.optimization_barrier, default=lambda x: x)
     return _conv(x_BHWC, kernel_HWIO, stride, padding, precision), (x_BHWC, kernel_HWIO)
 
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 
 from nin_jax.errors import CheckpointError
+from nin_jax.runs import tensorboard
 from nin_jax.runs.display import ProgressDisplay, duration
-from nin_jax.runs.tensorboard import EventFile
 
 
 class Stopwatch:
@@ -67,7 +67,9 @@ class Metrics:
         self._sha, self.evals, self._shown = hashlib.sha256(), [], {}
         self._drop_lines_past(first, digest)
         self._file = open(self._path, 'a', buffering=1)  # noqa: SIM115 - closed in close()
-        self._tensorboard = EventFile(workdir / 'tensorboard', purge_step=first[1] + 1)
+        self._tensorboard = tensorboard.EventFile(
+            workdir / tensorboard.FOLDER, purge_step=first[1] + 1
+        )
         self._attempt, self._last_step = first
         self._clock, self._last_seconds = clock, clock.seconds.get('train', 0.0)
         self._console = ProgressDisplay(total_steps)

@@ -307,6 +307,9 @@ def test_visualize(workdir, tmp_path):
         assert str(path) in result.stdout
         shades = np.asarray(Image.open(path).convert('RGB')).reshape(-1, 3)
         assert len(np.unique(shades, axis=0)) > 20
+    events = [path.read_bytes() for path in (workdir / 'tensorboard').iterdir()]
+    for name in names:  # also for TensorBoard
+        assert any(f'pictures/{name}'.encode() in written for written in events)
 
 
 def test_visualize_pictures_of_any_size(workdir, tmp_path):

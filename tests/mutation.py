@@ -62,7 +62,7 @@ def score(name: str, folder: pathlib.Path, options: argparse.Namespace) -> None:
     module, tests = MODULES[name]
     config, session = folder / 'mutation.toml', folder / f'{name}.sqlite'
     config.write_text(
-        f'[cosmic-ray]\nmodule-path = "{module}"\ntimeout = 300.0\nexcluded-modules = []\n'
+        f'[cosmic-ray]\nmodule-path = "{module}"\ntimeout = 900.0\nexcluded-modules = []\n'
         f'test-command = "{sys.executable} -m pytest -x -n 0 -p no:cacheprovider {tests}"\n'
         '[cosmic-ray.distributor]\nname = "local"\n'
     )

@@ -28,17 +28,22 @@ def learning_rate(config: ConfigDict, plan: Plan) -> optax.GradientTransformatio
             ),
             optax.scale_by_learning_rate(config.lr),
         )
+    return optax.scale_by_learning_rate(schedule(config, plan))
+
+
+def schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
+    """Returns the learning rate as a function of the step; of 'plateau', the initial one."""
+    if config.schedule == 'plateau':
+        return optax.constant_schedule(config.lr)
     if config.schedule == 'drops':
         factors: dict[int, float] = {}
         for step in plan.drops:  # in a very short run, two drops can be at the same step
             factors[step] = factors.get(step, 1.0) * config.drop_factor
-        return optax.scale_by_learning_rate(optax.piecewise_constant_schedule(config.lr, factors))
-    return optax.scale_by_learning_rate(
-        rise_and_fall(config.schedule, config.lr, plan.warmup, plan.total_steps)
-    )
+        return optax.piecewise_constant_schedule(config.lr, factors)
+    return rise_and_fall(config.schedule, config.lr, plan.warmup, plan.total_steps)
 
 
-def rise_and_fall(schedule: str, lr: float, warmup: int, total: int) -> optax.Schedule:
+def rise_and_fall(name: str, lr: float, warmup: int, total: int) -> optax.Schedule:
     """Increases linearly to `lr` at step `warmup`, then decreases to 0 at step `total`.
 
     'cosine' decreases along half a cosine period (Loshchilov and Hutter 2016), 'one_cycle' linearly
@@ -49,5 +54,5 @@ def rise_and_fall(schedule: str, lr: float, warmup: int, total: int) -> optax.Sc
     fall = {
         'cosine': optax.cosine_decay_schedule(lr, rest),
         'one_cycle': optax.linear_schedule(lr, 0.0, rest),
-    }[schedule]
+    }[name]
     return optax.join_schedules([rise, fall], [warmup]) if warmup else fall

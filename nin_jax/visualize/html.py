@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from nin_jax.data import catalog
 from nin_jax.plan import make_plan
 from nin_jax.runs.workdir import flat_config
-from nin_jax.train.schedules import rise_and_fall
+from nin_jax.train.schedules import schedule
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #ccc; --dim: #666 }
@@ -123,12 +123,6 @@ def learning_rates(config: ConfigDict, points: int = 400) -> tuple[np.ndarray, n
     """(epochs, learning rates) over a run, from its config; of 'plateau', the initial rate."""
     images = catalog.count(config.data.name, config.data.train)
     plan = make_plan(config, min(images, config.data.limit or images), on_cpu=True)
-    steps, optim = np.linspace(0, plan.total_steps - 1, points).round(), config.optim
-    if optim.schedule in ('cosine', 'one_cycle'):
-        schedule = rise_and_fall(optim.schedule, optim.lr, plan.warmup, plan.total_steps)
-        rates = np.array([schedule(jnp.int32(step)) for step in steps])
-    else:
-        drops = plan.drops if optim.schedule == 'drops' else ()
-        passed = np.searchsorted(np.array(drops), steps, side='right')
-        rates = optim.lr * optim.drop_factor**passed
+    steps, rate = np.linspace(0, plan.total_steps - 1, points).round(), schedule(config.optim, plan)
+    rates = np.array([rate(jnp.int32(step)) for step in steps])
     return steps / plan.steps_per_epoch, rates

@@ -20,13 +20,21 @@ import subprocess
 import sys
 import tempfile
 
-MODERN = 'tests/train/test_modern.py'
-# The tests that run for each module.
+MODERN = 'tests/train/test_modern.py::test_'
+# The quick tests of each module.
 MODULES = {
     'step': ('nin_jax/train/step.py', 'tests/train/test_step.py tests/train/test_numerics.py'),
     'loop': ('nin_jax/train/loop.py', 'tests/train/test_loop.py'),
-    'optimizer': ('nin_jax/train/optimizer.py', f'tests/train/test_optim.py {MODERN}'),
-    'schedules': ('nin_jax/train/schedules.py', MODERN),
+    'optimizer': (
+        'nin_jax/train/optimizer.py',
+        f'tests/train/test_optim.py {MODERN}nesterov_is_optaxs {MODERN}muon_heeds_the_multipliers '
+        f'{MODERN}muon_moves_each_kernel_by_an_orthogonal_matrix_and_biases_by_nadam '
+        f'{MODERN}muons_decay_is_of_kernels_only_and_decoupled',
+    ),
+    'schedules': (
+        'nin_jax/train/schedules.py',
+        f'tests/train/test_optim.py {MODERN}cosine_and_one_cycle_values',
+    ),
     'batches': ('nin_jax/data/batches.py', 'tests/train/test_step.py tests/data/test_stream.py'),
     'preprocess': ('nin_jax/data/preprocess.py', 'tests/data/test_preprocess.py'),
     'checkpoint': ('nin_jax/runs/checkpoint.py', 'tests/runs/test_checkpoint.py'),

@@ -19,14 +19,14 @@ def fast(config: ConfigDict) -> None:
     config.augment.flip = True
     config.augment.label_smoothing = 0.1
     config.optim.rule = 'muon'
-    config.optim.lr = 0.1
+    config.optim.lr = 0.065
     config.optim.bias_lr = 0.05
     config.optim.last_layer_lr = 0.3
     config.optim.weight_decay = 5e-4
     config.optim.schedule = 'one_cycle'
     config.optim.warmup = '20%'
     config.optim.drops = ''
-    config.train.batch_size = 250
+    config.train.batch_size = 100
     config.train.microbatch = 50
     config.train.image_sizes = '24@50%'
     config.train.duration = '3.8ep'
@@ -40,4 +40,4 @@ def fast_digits(config: ConfigDict) -> None:
     config.preprocess.recipe = 'scale'
     config.augment.flip = False
     config.train.image_sizes = ''
-    config.train.duration = '6ep'
+    config.train.duration = '4ep'

@@ -37,6 +37,7 @@ def get_config(arg: str = '') -> ConfigDict:
         modern(config)
     if 'fast' in chosen:
         fast(config)
+        config.train.duration = '5.6ep'
     if 'smoke' in chosen:
         smoke(config)
     return config

@@ -39,5 +39,5 @@ def fast_digits(config: ConfigDict) -> None:
     fast(config)
     config.preprocess.recipe = 'scale'
     config.augment.flip = False
-    config.train.image_sizes = ''
-    config.train.duration = '4ep'
+    config.train.image_sizes = '20@50%'
+    config.train.duration = '2.5ep'

@@ -303,7 +303,8 @@ def test_cosine_and_one_cycle_values():
     cosine, line = (rise_and_fall(name, 0.4, 10, 110) for name in ('cosine', 'one_cycle'))
     for schedule in (cosine, line):
         rates = [float(schedule(s)) for s in range(110)]
-        assert 0 < rates[0] < 0.05 and np.argmax(rates) == 10 and rates[10] == pytest.approx(0.4)
+        assert rates[0] == pytest.approx(0.4 / 11)
+        assert np.argmax(rates) == 10 and rates[10] == pytest.approx(0.4)
         np.testing.assert_allclose(np.diff(rates[:11]), (0.4 - rates[0]) / 10, rtol=1e-4)
         assert rates[109] > 0 and float(schedule(110)) == pytest.approx(0, abs=1e-7)
     for step in (35, 60, 85):
@@ -311,6 +312,8 @@ def test_cosine_and_one_cycle_values():
         assert float(cosine(step)) == pytest.approx(0.2 * (1 + np.cos(np.pi * done)), rel=1e-5)
         assert float(line(step)) == pytest.approx(0.4 * (1 - done), rel=1e-5)
     assert float(rise_and_fall('cosine', 0.4, 0, 100)(0)) == pytest.approx(0.4)
+    warmup_only = rise_and_fall('one_cycle', 0.4, 10, 10)
+    assert [float(warmup_only(step)) for step in (10, 11)] == pytest.approx([0.4, 0])
 
 
 def test_warmup_is_a_duration_no_longer_than_the_run():

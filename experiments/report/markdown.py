@@ -134,5 +134,6 @@ def hardware(g: Group) -> str:
     peaks = [run['peak_flops'] for run in g.runs if run.get('peak_flops')]
     peak = f', {statistics.median(peaks) / 1e9:,.0f} GFLOP/s in float32' if peaks else ''
     if device['platform'] == 'cpu':
-        return f'{device["cpus"]} CPUs ({device["machine"]}{peak})'
+        count = f'{device["cpus"]} CPU' + 's' * (device['cpus'] != 1)
+        return f'{count} ({device["machine"]}{peak})'
     return f'{device["count"]} x {device["kind"]}{peak and f" ({peak[2:]})"}'

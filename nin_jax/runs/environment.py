@@ -24,10 +24,17 @@ def environment() -> dict:
             'platform': device.platform,
             'count': len(jax.devices()),
             'processes': jax.process_count(),
-            'cpus': os.cpu_count(),
+            'cpus': usable_cpus(),
             'machine': platform.machine(),
         },
     }
+
+
+def usable_cpus() -> int | None:
+    """Returns the number of CPUs that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def commit() -> str:

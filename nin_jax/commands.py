@@ -107,9 +107,9 @@ def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
     if restored is None:
         raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, _ = restored
-    program = loop.eval_program(trainer, state, Stopwatch())
+    program, n = loop.eval_program(trainer, state, Stopwatch()), len(trainer.eval)
+    print(f'evaluating {n:,} images ...', flush=True)
     loss, errors = loop.score(trainer, state.weights, program)
-    n = len(trainer.eval)
     print(
         f'step {int(state.step):,}: {errors:,} of {n:,} wrong on {config.data.name} '
         f'{config.data.eval}, top-1 error {errors / n:.2%}, loss {loss:.4f}'

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nin_jax import distributed
 from nin_jax.errors import ConfigError, UserError
+from nin_jax.files import user_cache
 
 
 def make_mesh(devices: int) -> jax.sharding.Mesh:
@@ -62,9 +63,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def use_compilation_cache() -> None:
     """Turns on JAX's persistent compilation cache (JAX_COMPILATION_CACHE_DIR or the user's)."""
-    folder = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
-        os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'nin_jax', 'xla'
-    )
+    folder = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(user_cache() / 'xla')
     jax.config.update('jax_compilation_cache_dir', folder)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 

@@ -14,6 +14,12 @@ from nin_jax.errors import CheckpointError
 CHECKSUM = 'seal'  # key of the SHA-256 in a JSON object
 
 
+def user_cache() -> Path:
+    """Returns the folder of what can be computed again: $XDG_CACHE_HOME/nin_jax."""
+    home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(home) / 'nin_jax'
+
+
 def with_checksum(value: dict) -> dict:
     """Returns the object with the SHA-256 of its content added."""
     return value | {CHECKSUM: _sha256(value)}

@@ -3,8 +3,13 @@
 source on the host -> preprocessing fitted to it -> the split on the device, or streamed to it
 """
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +23,9 @@ from nin_jax.data.catalog import lookup
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.data.sources import Arrays, Source
 from nin_jax.devices import replicated
-from nin_jax.errors import ConfigError
+from nin_jax.errors import CheckpointError, ConfigError, SaveError
+from nin_jax.files import user_cache
+from nin_jax.version import __version__
 
 CHUNK = 1000  # images that are preprocessed at a time
 
@@ -75,17 +82,20 @@ def load_data(config: ConfigDict) -> Data:
 def fit_preprocess(config: ConfigDict, train: Source) -> Preprocess:
     """Fits `preprocess.recipe` to the training images.
 
+    The fit of a recipe that takes seconds is kept in the user's cache folder, for the next run on
+    the same images.
+
     Raises:
       ConfigError: the recipe needs the images in memory, and they are on the disk.
     """
     settings = config.preprocess
+    options = {'zca_bias': settings.zca_bias, 'gcn_scale': settings.gcn_scale}
     if train.in_memory:
-        return preprocess.fit(
-            settings.recipe,
-            train.load().images,
-            zca_bias=settings.zca_bias,
-            gcn_scale=settings.gcn_scale,
-        )
+        fit = functools.partial(preprocess.fit, settings.recipe, train.load().images, **options)
+        if settings.recipe not in preprocess.PRECOMPUTED:
+            return fit()
+        key = json.dumps([__version__, settings.recipe, options, train.fingerprint()])
+        return cached_fit(fit, key)
     color = train.mean_color
     if settings.recipe == 'mean' and color is not None:
         return preprocess.mean_color(color)
@@ -95,6 +105,17 @@ def fit_preprocess(config: ConfigDict, train: Source) -> Preprocess:
             f"of {config.data.name} are on the disk: choose 'mean', 'scale' or 'gcn_lcn'"
         )
     return Preprocess(settings.recipe)
+
+
+def cached_fit(fit: Callable[[], Preprocess], key: str) -> Preprocess:
+    """Returns the saved fit of `key`; fits and saves it if it is missing or damaged."""
+    path = user_cache() / 'preprocess' / f'{hashlib.sha256(key.encode()).hexdigest()}.npz'
+    with contextlib.suppress(CheckpointError):
+        return preprocess.load(path)
+    fitted = fit()
+    with contextlib.suppress(SaveError):  # the run keeps its own copy; this one only saves time
+        preprocess.save(path, fitted)
+    return fitted
 
 
 def is_streamed(config: ConfigDict, mesh: jax.sharding.Mesh, data: Data) -> bool:

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
+from nin_jax.config import default_config
 from nin_jax.data import preprocess
+from nin_jax.data.pipeline import fit_preprocess
 from nin_jax.data.preprocess import Preprocess, digest, fit, fit_zca, load, save, whiten_any_size
+from nin_jax.data.sources import Arrays
 from nin_jax.errors import CheckpointError, ConfigError, DataError
 
 
@@ -311,3 +314,21 @@ def test_whiten_any_size_on_cifar10(cifar10):
     np.testing.assert_allclose(slid[:, 16, 16], exact[:, 16, 16], rtol=0, atol=1e-5)
     error = ((slid - exact) ** 2).mean((0, 3)) ** 0.5 / (exact**2).mean() ** 0.5
     assert error[12:20, 12:20].max() < 0.15 and error.mean() < 0.3
+
+
+def test_a_fit_is_kept_for_the_next_run_and_refitted_if_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    fits = []
+    monkeypatch.setattr(preprocess, 'fit', lambda *a, **k: fits.append(k) or fit(*a, **k))
+    config = default_config()
+    train = Arrays(smooth_images(40), np.zeros(40, np.int32))
+    first = fit_preprocess(config, train)
+    assert digest(fit_preprocess(config, train)) == digest(first) and len(fits) == 1
+    config.preprocess.zca_bias = 0.2
+    assert digest(fit_preprocess(config, train)) != digest(first) and len(fits) == 2
+    fit_preprocess(config, train.first(39))
+    assert len(fits) == 3
+    for path in (tmp_path / 'nin_jax' / 'preprocess').iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    config.preprocess.zca_bias = 0.1
+    assert digest(fit_preprocess(config, train)) == digest(first) and len(fits) == 4

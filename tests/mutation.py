@@ -23,7 +23,7 @@ import tempfile
 MODERN = 'tests/train/test_modern.py::test_'
 # The quick tests of each module.
 MODULES = {
-    'step': ('nin_jax/train/step.py', 'tests/train/test_step.py tests/train/test_numerics.py'),
+    'step': ('nin_jax/train/step.py', 'tests/train/test_step.py'),
     'loop': ('nin_jax/train/loop.py', 'tests/train/test_loop.py'),
     'optimizer': (
         'nin_jax/train/optimizer.py',

@@ -53,6 +53,7 @@ class Report:
       cycles_s: seconds per step by the compiler's cycle count, which includes the vector unit and
         the time to fill the matrix units; 0 if there is none.
       compile_s: seconds of compilation on this machine.
+      hlo: the compiled program as HLO text.
     """
 
     topology: str
@@ -76,6 +77,7 @@ class Report:
     links_s: float
     cycles_s: float
     compile_s: float
+    hlo: str = dataclasses.field(repr=False)
 
     @property
     def needed(self) -> int:
@@ -165,6 +167,7 @@ def report(config: ConfigDict, topology: str) -> Report:
         links_s=chip.reduction_s(moved, mesh.size),
         cycles_s=step_cycles(hlo, plan.steps_per_call) / chip.clock if chip.clock else 0.0,
         compile_s=compile_s,
+        hlo=hlo,
     )
 
 

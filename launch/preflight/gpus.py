@@ -126,7 +126,8 @@ def gpu_hosts(topology: str) -> tuple[Mesh, Chip]:
     except (RuntimeError, NotImplementedError) as e:
         raise UserError(
             f"--topology={topology}: JAX's CUDA plugin cannot compile for it ({one_line(e)}): "
-            f'install its version for jaxlib {importlib.metadata.version("jaxlib")}'
+            'set JAX_PLATFORMS=cpu and install its version for jaxlib '
+            + importlib.metadata.version('jaxlib')
         ) from None
     chip = Chip(
         card.flops,

@@ -92,7 +92,8 @@ GPUS = {
 # By compute capability, from the CUDA C++ programming guide's table of technical specifications:
 # shared memory per multiprocessor in KiB (a block can use all but 1), threads per multiprocessor.
 LIMITS = {(8, 0): (164, 2048), (8, 9): (100, 1536), (9, 0): (228, 2048), (10, 0): (228, 2048)}
-CUDA, CUDNN = (12, 8, 0), (9, 10, 0)  # versions to compile for
+# Versions to compile for. XLA records library calls in CUDA graphs only for drivers from 12.3.
+CUDA, CUDNN, DRIVER = (12, 8, 0), (9, 10, 0), (13, 0, 0)
 
 
 def gpu_hosts(topology: str) -> tuple[Mesh, Chip]:
@@ -163,8 +164,10 @@ def target_config(card: Card) -> str:
         'device_memory_size': int(card.memory),
         'registers_per_core_limit': 2**16,
         'registers_per_block_limit': 2**16,
-        'runtime_version': '"' + '.'.join(map(str, CUDA)) + '"',
-        'dnn_version': '"' + '.'.join(map(str, CUDNN)) + '"',
+        'driver_version': '"{}.{}.{}"'.format(*DRIVER),
+        'runtime_version': '"{}.{}.{}"'.format(*CUDA),
+        'compile_time_toolkit_version': '"{}.{}.{}"'.format(*CUDA),
+        'dnn_version': '"{}.{}.{}"'.format(*CUDNN),
     }
     fields = '\n'.join(f'  {key}: {value}' for key, value in device.items())
     capability = 'major: {} minor: {}'.format(*card.capability)

@@ -14,6 +14,7 @@ On all other platforms, the programs are exactly those of the plain expressions.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,9 +105,10 @@ def _batch_norm(y_BHWC: jax.Array, norm: nnx.BatchNorm, bias_C: jax.Array, relu:
         return _plain(normal_BHWC, bias_C, y_BHWC.dtype, relu), nnx.state(norm)
 
     def closed_form(y_BHWC: jax.Array, bias_C: jax.Array, averages: nnx.State) -> tuple:
-        y_BHWC, *statistics = _normalize(norm.epsilon, relu, y_BHWC, bias_C)
+        normalize: Any = partial(_normalize, norm.epsilon, relu)
+        y_BHWC, mean_C, var_C = normalize(y_BHWC, bias_C)
         new = nnx.merge(graph, averages)
-        for average, value_C in zip((new.mean, new.var), statistics, strict=True):
+        for average, value_C in ((new.mean, mean_C), (new.var, var_C)):
             average[...] = norm.momentum * average[...] + (1 - norm.momentum) * value_C
         return y_BHWC, nnx.state(new)
 

@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from nin_jax.config import flatten
-from nin_jax.errors import EXIT_USAGE, UserError, did_you_mean, from_os_error
+from nin_jax.errors import EXIT_USAGE, UserError, did_you_mean, from_os_error, from_runtime_error
 
 if TYPE_CHECKING:  # JAX takes seconds to import
     from nin_jax.data.sources import Arrays
@@ -32,6 +32,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return main(argv)
         except UserError as e:
             return print_error(str(e), e.exit_status)
+        except RuntimeError as e:
+            found = from_runtime_error(e)
+            if found is None:
+                raise
+            return print_error(str(found), found.exit_status)
         except KeyboardInterrupt:
             return print_error('stopped', status=130)
         except BrokenPipeError:  # the reader of the output has exited, such as head

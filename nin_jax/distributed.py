@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nin_jax.errors import DataError, UserError, from_os_error, one_line
+from nin_jax.errors import DataError, UserError, from_os_error, from_runtime_error, one_line
 
 JOIN_S = 300  # for all processes to connect
 HEARTBEAT_S = 60  # a process without a heartbeat for this long is dead
@@ -209,6 +209,9 @@ def explain(e: BaseException) -> int:
         error = from_os_error(e) if isinstance(e, OSError) else e
         print(f'error: {error}', file=sys.stderr)
         return error.exit_status
+    if isinstance(e, RuntimeError) and (found := from_runtime_error(e)):
+        print(f'error: {found}', file=sys.stderr)
+        return found.exit_status
     if isinstance(e, KeyboardInterrupt):
         return 130
     if isinstance(e, jax.errors.JaxRuntimeError) and LOST.search(str(e)):

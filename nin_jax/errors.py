@@ -62,6 +62,25 @@ def from_os_error(e: OSError) -> UserError:
     )
 
 
+def from_runtime_error(e: RuntimeError) -> UserError | None:
+    """Converts XLA's error of a full device memory to one sentence; None if it is another error.
+
+    cuDNN needs a workspace to try its algorithms. If none fits beside what JAX has reserved, the
+    error says that no algorithm was found, and not that memory is missing.
+    """
+    text = str(e)
+    if 'RESOURCE_EXHAUSTED' in text:
+        cure = 'choose a smaller train.microbatch or train.batch_size, or use more devices'
+    elif 'best cudnn convolution algorithm' in text:
+        cure = (
+            'cuDNN has probably no memory left: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.6, which '
+            'leaves it more than the default of 0.75, or choose a smaller train.microbatch'
+        )
+    else:
+        return None
+    return UserError(f'the device is out of memory ({one_line(e)}): {cure}')
+
+
 def one_line(e: BaseException) -> str:
     """Returns the first line of another library's error, up to 300 characters."""
     return (str(e).strip() or repr(e)).splitlines()[0][:300]

@@ -50,7 +50,10 @@ class LocalConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((*size, features)))
         self.side, self.size, self.dtype = kernel, size, dtype
 
-    def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
+    def __call__(
+        self, x_BHWC: jax.Array, training: bool = False, *, relu: bool = False
+    ) -> jax.Array:
+        """Returns the pre-activations (B, H, W, features) in `dtype`, or their ReLU."""
         del training  # only Conv has batch normalization
         check_size(x_BHWC, self.size, 'a locally connected layer')
         (height, width), pads = self.size, (self.side // 2,) * 2
@@ -64,7 +67,8 @@ class LocalConv(nnx.Module):
             axis=-1,
         )
         y_BHWC = jnp.einsum('bhwi,hwio->bhwo', patches_BHWI, self.kernel[...].astype(self.dtype))
-        return (y_BHWC + self.bias[...]).astype(self.dtype)  # as in nin.Conv
+        y_BHWC = (y_BHWC + self.bias[...]).astype(self.dtype)
+        return nnx.relu(y_BHWC) if relu else y_BHWC
 
 
 class FullyConnected(nnx.Module):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nin_jax.config import Block
-from nin_jax.models import ops
+from nin_jax.models import fused, ops
 from nin_jax.models.baselines import FullyConnected, LocalConv, maxout, response_norm
 
 POOLS = {
@@ -78,15 +78,16 @@ class Conv(nnx.Module):
         )
         self.stride, self.dtype = stride, dtype
 
-    def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
-        """Returns the pre-activations (B, H, W, features), in `dtype`."""
+    def __call__(
+        self, x_BHWC: jax.Array, training: bool = False, *, relu: bool = False
+    ) -> jax.Array:
+        """Returns the pre-activations (B, H, W, features) in `dtype`, or their ReLU."""
         kernel = self.kernel[...].astype(self.dtype)
         padding = kernel.shape[0] // 2 if self.stride == 1 else 0
         y_BHWC = ops.conv2d(x_BHWC.astype(self.dtype), kernel, stride=self.stride, padding=padding)
-        if self.norm is not None:
-            y_BHWC = self.norm(y_BHWC.astype(jnp.float32), use_running_average=not training)
-        # In float32, because the gradient of the bias sums over too many positions for bfloat16.
-        return (y_BHWC + self.bias[...]).astype(self.dtype)
+        return fused.normalize_bias_relu(
+            y_BHWC, self.norm, self.bias[...], training=training, relu=relu
+        )
 
 
 class MLPConv(nnx.Module):
@@ -140,13 +141,11 @@ class MLPConv(nnx.Module):
     def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
         """Returns the feature maps (B, H, W, features) of the last layer, in `dtype`."""
         for name in self.names:
-            y_BHWC = self.layers[name](x_BHWC, training)
+            linear = self.class_maps == 'linear' and name == self.names[-1]
+            relu = self.pieces == 1 and not linear
+            x_BHWC = self.layers[name](x_BHWC, training, relu=relu)
             if self.pieces > 1:
-                x_BHWC = maxout(y_BHWC, self.pieces)
-            elif self.class_maps == 'linear' and name == self.names[-1]:
-                x_BHWC = y_BHWC
-            else:
-                x_BHWC = nnx.relu(y_BHWC)
+                x_BHWC = maxout(x_BHWC, self.pieces)
             self.sow(nnx.Intermediate, name, x_BHWC)
         return x_BHWC
 

@@ -1,12 +1,13 @@
 """Convolution and pooling for Network In Network, with fast training on CPUs.
 
-On GPUs and TPUs, these are XLA's operations. XLA's CPU backend is slow for three of them: the
-kernel gradient of a convolution (especially inside `lax.scan`), the 1x1 convolution, and the
-gradient of max pooling. On CPUs they are computed as matrix products and elementwise selections.
-3x3 and 5x5 convolutions between many channels use Winograd's algorithm (`winograd.py`), unless
-`precision` is set. `benchmarks/NOTES.md` has the measurements. The results agree with XLA's up to
-1e-6 of the largest value, 1e-5 for a 5x5 kernel. On CPUs, bfloat16 inputs are computed in float32
-and rounded once at the end, because XLA's bfloat16 products are slower.
+On TPUs, these are XLA's operations, and on GPUs too except for max pooling, whose gradient XLA
+computes there with a scatter. XLA's CPU backend is slow for three of them: the kernel gradient of a
+convolution (especially inside `lax.scan`), the 1x1 convolution, and the gradient of max pooling. On
+CPUs they are computed as matrix products and elementwise selections. 3x3 and 5x5 convolutions
+between many channels use Winograd's algorithm (`winograd.py`), unless `precision` is set.
+`benchmarks/NOTES.md` has the measurements. The results agree with XLA's up to 1e-6 of the largest
+value, 1e-5 for a 5x5 kernel. On CPUs, bfloat16 inputs are computed in float32 and rounded once at
+the end, because XLA's bfloat16 products are slower.
 
 `lax.platform_dependent` selects the implementation for the platform that a program is lowered for.
 So a program that is compiled on a CPU for a TPU, or exported for several platforms, is correct.
@@ -295,22 +296,22 @@ def _max_pool_forward(x_BHWC: jax.Array, window: int, stride: int) -> tuple[jax.
         y_BHWC = _xla_max_pool(x_BHWC, window, stride)
         return y_BHWC, jnp.zeros(y_BHWC.shape, _position_dtype(window))
 
-    cpu = partial(_max_and_position, window=window, stride=stride)
-    y_BHWC, position_BHWC = _choose(x_BHWC, cpu=cpu, default=xla)
+    dense = partial(_max_and_position, window=window, stride=stride)
+    y_BHWC, position_BHWC = lax.platform_dependent(x_BHWC, cpu=dense, cuda=dense, default=xla)
     return y_BHWC, (x_BHWC, position_BHWC)
 
 
 def _max_pool_backward(
     window: int, stride: int, saved: tuple, grad_BHWC: jax.Array
 ) -> tuple[jax.Array]:
-    def cpu(x_BHWC: jax.Array, position_BHWC: jax.Array, grad_BHWC: jax.Array) -> jax.Array:
+    def dense(x_BHWC: jax.Array, position_BHWC: jax.Array, grad_BHWC: jax.Array) -> jax.Array:
         grads = [jnp.where(position_BHWC == i, grad_BHWC, 0) for i in range(window * window)]
         return _spread(grads, x_BHWC.shape[1:3], window, stride)
 
     def xla(x_BHWC: jax.Array, position_BHWC: jax.Array, grad_BHWC: jax.Array) -> jax.Array:
         return jax.vjp(lambda x: _xla_max_pool(x, window, stride), x_BHWC)[1](grad_BHWC)[0]
 
-    return (_choose(*saved, grad_BHWC, cpu=cpu, default=xla),)
+    return (lax.platform_dependent(*saved, grad_BHWC, cpu=dense, cuda=dense, default=xla),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -1,4 +1,4 @@
-"""Preflight: the training program compiled for what is here, and for TPU slices that are not."""
+"""Preflight: the training program compiled for what is here, and for TPUs and GPUs that are not."""
 
 import dataclasses
 import importlib.util
@@ -12,7 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from launch.preflight import analysis
+from launch.preflight import analysis, gpus, hlo
+from launch.preflight.__main__ import parse_prices
+from launch.preflight.chips import Chip, tpu_slice
 from nin_jax.data import catalog, datasets
 from nin_jax.errors import UserError
 from nin_jax.plan import make_plan
@@ -21,6 +23,10 @@ from tests.helpers import ROOT, TINY_PAGE, assemble, load_page, run_process, tin
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None,
     reason="libtpu is not installed: pip install -e '.[preflight]'",
+)
+needs_plugin = pytest.mark.skipif(
+    not any(map(importlib.util.find_spec, gpus.PLUGINS)),
+    reason="JAX's CUDA plugin is not installed: pip install -e '.[preflight-gpu]'",
 )
 
 
@@ -75,7 +81,7 @@ def test_program_too_large_for_the_memory_does_not_fit(local):
 
 
 def test_traffic_and_collectives_are_those_of_a_step():
-    hlo = """
+    program = """
 %body (p: (f32[4])) -> (f32[4]) {
   %x = f32[3,2]{1,0:T(8)} parameter(0)
   %table = f32[1000]{0} parameter(1)
@@ -92,17 +98,28 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %w = (f32[4]) while(%r), condition=%c, body=%body
 }
 """
-    traffic, collectives = analysis.step_costs(hlo, 10)
+    traffic, collectives = hlo.step_costs(program, 10)
     assert collectives == {'all-reduce': (1, 34), 'all-gather': (1, 32)}
     assert traffic == (24 + 24) + 28 + 20 + (24 + 24 + 28)
     # A program of one step is all entry, and the loop in it is that step's own, over its pieces.
     both = {'all-reduce': (2, 434), 'all-gather': (1, 32)}
-    assert analysis.step_costs(hlo, 1) == (800 + traffic, both)
-    assert analysis.step_costs(hlo, 1, pieces=3)[0] == 800 + 3 * traffic
+    assert hlo.step_costs(program, 1) == (800 + traffic, both)
+    assert hlo.step_costs(program, 1, pieces=3)[0] == 800 + 3 * traffic
+
+
+def test_operands_that_a_start_lists_do_not_count():
+    program = """
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %s = ((f32[4]{0}), f32[4]{0}) all-reduce-start(%p), to_apply=%add
+  ROOT %d = f32[4]{0} all-reduce-done(%s)
+}
+"""
+    assert hlo.step_costs(program, 1) == (32, {'all-reduce': (1, 16)})
 
 
 def test_rows_of_a_table_count_and_not_the_table():
-    hlo = """
+    program = """
 %fused.1 (p: u8[9000], q: s32[]) -> f32[5] {
   %table.1 = u8[9000]{0} parameter(0)
   %row.1 = s32[]{} parameter(1)
@@ -122,8 +139,8 @@ ENTRY %main (p: u8[9000], q: s32[]) -> f32[5] {
   ROOT %r = f32[5]{0} fusion(/*index=0*/%p, /*index=1*/%q), kind=kLoop, calls=%fused.1
 }
 """
-    assert analysis.step_costs(hlo, 1)[0] == 20 + 4 + 20  # at most what is put out
-    assert analysis.step_costs(hlo.replace('%fused.1\n', '%fused.2\n'), 1)[0] == 9000 + 4 + 20
+    assert hlo.step_costs(program, 1)[0] == 20 + 4 + 20  # at most what is put out
+    assert hlo.step_costs(program.replace('%fused.1\n', '%fused.2\n'), 1)[0] == 9000 + 4 + 20
 
 
 def test_gradients_of_four_devices_are_summed_once():
@@ -149,18 +166,115 @@ def test_gradients_of_four_devices_are_summed_once():
     assert 4 * parameters <= moved < 4 * parameters + 4 * 1024
 
 
-@pytest.mark.parametrize(
-    'topology', ['', 'v5e', 'v9:2x2', 'v5e:2x2x2', 'v5e:32x32', 'v4:2x2', 'v5e:0x2', 'tpu']
-)
-def test_unknown_slice_is_told(topology):
+def test_flops_are_those_of_convolutions_and_products():
+    program = """
+%fused (p: f32[4,8], q: f32[8,2]) -> f32[4,2] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %q = f32[8,2]{1,0} parameter(1)
+  ROOT %d = f32[4,2]{1,0} dot(%p, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%body (t: (f32[4])) -> (f32[4]) {
+  %x = f32[2,7,7,3]{3,2,1,0} parameter(0)
+  %k = f32[5,3,3,3]{3,2,1,0} parameter(1)
+  %g = f32[2,5,5,5]{3,2,1,0} parameter(2)
+  %a = f32[4,8]{1,0} parameter(3)
+  %b = f32[8,2]{1,0} parameter(4)
+  %y = (f32[2,5,5,5]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), window={size=3x3}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %w = (f32[5,3,3,3]{3,2,1,0}, u8[0]{0}) custom-call(%x, %g), window={size=3x3}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
+  %i = (f32[2,7,7,3]{3,2,1,0}, u8[0]{0}) custom-call(%g, %k), window={size=3x3}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput"
+  %f = f32[4,2]{1,0} fusion(%a, %b), kind=kCustom, calls=%fused
+  ROOT %m = (f32[4,2]{1,0}, s8[9]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w0 = (f32[4]) while(%r), condition=%c, body=%body
+}
+"""  # noqa: E501
+    convolution = 2 * (2 * 5 * 5) * (5 * 3 * 3 * 3)
+    assert hlo.step_products(program, 10) == 3 * convolution + 2 * (2 * 4 * 2 * 8)
+
+
+THUNKS = """
+000: kCommandBuffer [source | next=002 (1)]
+    001: kCustomKernel [source | sink] before the loop
+002: kWhile         [prev=000 (1) | sink ]
+condition:
+    003: kCustomKernel [source | sink] compare
+  body:
+    004: kConvolution [source | next=000 (1)] kConvolution
+    000: kCommandBuffer [prev=004 (1) | next=007 (1)]
+        005: kCustomKernel [source | sink] a
+        006: kCopy [source | sink] kCopy
+    007: kWhile [prev=000 (1) | next=012 (1)]
+condition:
+        008: kCustomKernel [source | sink] compare
+      body:
+        009: kConvolution [source | sink] kConvolution
+    010: kAsyncStart [prev=007 (1) | sink] async_id=010
+        011: kAllReduce [source | sink] kAllReduce
+    012: kAsyncDone [source | sink] async_id=010
+"""
+
+
+def test_launches_are_those_of_a_step():
+    assert gpus.count_launches(THUNKS, 10) == gpus.Launches(total=5, in_graphs=2, graphs=1)
+    assert gpus.count_launches(THUNKS, 10, pieces=4).total == 8
+    # A program of one step is all of it; its outer loop is that over the pieces.
+    assert gpus.count_launches(THUNKS, 1) == gpus.Launches(total=6, in_graphs=3, graphs=2)
+
+
+def test_a_graph_can_hold_the_whole_call():
+    inside = '000: kCommandBuffer [source | sink]\n' + '\n'.join(
+        '    ' + line for line in THUNKS.splitlines()[3:]
+    )
+    assert gpus.count_launches(inside, 10) == gpus.Launches(total=5, in_graphs=5, graphs=1)
+
+
+def test_links_and_the_network_between_hosts_add_up():
+    one = Chip(1, 1, 1, 1, link_rate=100)
+    assert one.reduction_s(800, 1) == 0
+    assert one.reduction_s(800, 8) == pytest.approx(2 * 7 / 8 * 800 / 100)
+    two = dataclasses.replace(one, hosts=2, network_rate=10)
+    assert two.reduction_s(800, 16) == pytest.approx(2 * 7 / 8 * 800 / 100 + 2 * 1 / 2 * 100 / 10)
+
+
+@pytest.mark.parametrize('topology', ['', 'v9:2x2', 'tpu', 'gpu:1', 'h1000:1'])
+def test_unknown_topology_names_the_known_ones(topology):
+    with pytest.raises(UserError, match=r'h100:8.*v5e:4x4'):
+        analysis.target(topology, 0)
+
+
+@pytest.mark.parametrize('topology', ['v5e', 'v5e:2x2x2', 'v5e:32x32', 'v4:2x2', 'v5e:0x2', 'v5e:'])
+def test_unknown_slice_names_the_form(topology):
     with pytest.raises(UserError, match='v5e:4x4'):
-        analysis.tpu_slice(topology)
+        analysis.target(topology, 0)
 
 
-def test_missing_libtpu_is_told(monkeypatch):
+@pytest.mark.parametrize(
+    'topology', ['h100', 'h100:0', 'h100:9', 'h100:0x8', 'h100:33x8', 'h100:2x2x2', 'l4:2x8']
+)
+def test_unknown_number_of_gpus_names_the_form(topology):
+    with pytest.raises(UserError, match='h100:2x8'):
+        analysis.target(topology, 0)
+
+
+@pytest.mark.parametrize(
+    ('topology', 'extra'), [('v5e:2x2', '.[preflight]'), ('h100:1', '.[preflight-gpu]')]
+)
+def test_missing_compiler_names_its_extra(monkeypatch, topology, extra):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match=r'needs the compiler .* libtpu'):
-        analysis.tpu_slice('v5e:2x2')
+    with pytest.raises(UserError) as error:
+        analysis.target(topology, 0)
+    assert f"'{extra}'" in str(error.value)
+
+
+def test_prices_are_for_all_kinds_or_by_kind():
+    assert parse_prices(['1.2']) == {'': 1.2}
+    assert parse_prices(['v5e=1.2', 'h100=4']) == {'v5e': 1.2, 'h100': 4.0}
+    for bad in ('-1', 'h100=', 'h100=cheap', 'nan'):
+        with pytest.raises(UserError, match='--price'):
+            parse_prices([bad])
 
 
 @pytest.mark.processes
@@ -168,11 +282,40 @@ def test_command_tells_mistakes_in_one_sentence():
     for words, sentence in (
         ([], '--config is missing'),
         ([f'--config={TINY_PAGE}', '--topology=v5e:2'], 'write'),
+        ([f'--config={TINY_PAGE}', '--topology=h100:9'], 'write'),
         ([f'--config={TINY_PAGE}', '--price=-1'], 'above 0'),
     ):
         result = run_process('launch.preflight', *words)
         assert result.returncode == 2 and sentence in result.stderr
-        assert result.stderr.count('\n') == 1
+        # JAX's CUDA plugin, where it is installed, logs that there is no driver.
+        lines = result.stderr.splitlines()
+        assert [x.startswith('error: ') for x in lines if 'cuda' not in x and 'absl' not in x] == [
+            True
+        ]
+
+
+@needs_plugin
+@pytest.mark.processes
+@pytest.mark.parametrize('topology', ['h100:1', 'h100:2x8'])
+def test_gpus(topology):
+    result = run_process(
+        'launch.preflight', f'--config={TINY_PAGE}', f'--topology={topology}', '--price=h100=4'
+    )
+    assert result.returncode == 0, result.stderr
+    assert f'NVIDIA H100 80GB HBM3 ({topology}), batch 32' in result.stdout
+    assert 'fits' in result.stdout and 'CUDA graph' in result.stdout
+    assert ('all-reduce' in result.stdout) == (topology == 'h100:2x8')
+    assert 'at 4 per chip-hour' in result.stdout
+
+
+@needs_plugin
+@pytest.mark.slow
+@pytest.mark.parametrize('card', list(gpus.GPUS))
+def test_cifar10_on_every_card(card):
+    config = '--config=experiments/configs/cifar10.py'
+    result = run_process('launch.preflight', config, f'--topology={card}:1')
+    assert result.returncode == 0, result.stderr
+    assert gpus.GPUS[card].name in result.stdout and 'fits' in result.stdout
 
 
 @needs_libtpu
@@ -194,7 +337,7 @@ def test_a_slice_of_four_tpus():
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:16x16', 'v5p:2x2x1', 'v6e:4x4'])
 def test_cifar10_on_every_kind(topology):
     config = load_page('cifar10')
-    mesh, _ = analysis.tpu_slice(topology)
+    mesh, _ = tpu_slice(topology)
     assert mesh.size == math.prod(map(int, topology.split(':')[1].split('x')))
     config.train.batch_size = max(128, mesh.size)
     report = analysis.report(config, topology)

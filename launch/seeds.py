@@ -15,7 +15,7 @@ import sys
 
 from experiments import cli
 from experiments.report.groups import mean_and_std
-from launch.processes import ProcessGroup
+from launch.processes import ProcessGroup, exit_status
 
 
 def main(argv: list[str]) -> int:
@@ -46,10 +46,10 @@ def main(argv: list[str]) -> int:
 def run(flags: list[str]) -> int:
     """Runs experiments.main and forwards stop signals to it; returns its exit status."""
     with ProcessGroup() as group:
-        status = group.start([sys.executable, '-m', 'experiments.main', *flags]).wait()
+        status = exit_status(group.start([sys.executable, '-m', 'experiments.main', *flags]))
     if group.stop and status in (0, 1):
         return os.EX_TEMPFAIL  # this seed finished, but the next must not start
-    return status if status >= 0 else 128 - status
+    return status
 
 
 def sentence(folders: list[pathlib.Path]) -> str:

@@ -23,6 +23,7 @@ from nin_jax.runs.display import duration, warn
 from nin_jax.runs.metrics import Stopwatch
 from nin_jax.runs.recorder import Recorder, restore
 from nin_jax.runs.summary import summarize
+from nin_jax.runs.watchdog import watchdog
 from nin_jax.runs.workdir import CONFIG, check_same, flat_config, load_preprocess, open_run
 from nin_jax.train import loop
 from nin_jax.train.step import TrainState
@@ -49,7 +50,10 @@ def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
             data = load_data(config)
             fitted = run.preprocess(lambda: fit_preprocess(config, data.train))
             trainer = make_trainer(config, data, fitted, pretrained_weights(config))
-        with Recorder(run, config, trainer.plan, fitted, data.class_names, clock) as recorder:
+        with (
+            watchdog(clock, config.train.stall_timeout),
+            Recorder(run, config, trainer.plan, fitted, data.class_names, clock) as recorder,
+        ):
             state = recorder.resume(trainer.state_shapes(), fresh=lambda: trainer.start(0))
             announce(trainer, state, len(data.train))
             outcome = loop.fit(trainer, state, recorder)

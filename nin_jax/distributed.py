@@ -6,8 +6,11 @@ all of them, and `joined` stops a process whose peers are gone.
 """
 
 import contextlib
+import ctypes
+import functools
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -78,6 +81,7 @@ def join(where: str, timeout_s: float = JOIN_S) -> None:
     alarm.daemon = True
     alarm.start()
     jax.config.update('jax_enable_preemption_service', False)  # it handles SIGTERM, and so do we
+    ctypes.CDLL(None).signal(signal.SIGABRT, abort_handler())
     try:
         jax.distributed.initialize(
             address,
@@ -223,6 +227,23 @@ def explain(e: BaseException) -> int:
 
 
 LOST = re.compile('gloo|connection|heartbeat|coordination|barrier|deadline|unavailable|peer', re.I)
+
+
+@functools.cache  # must live as long as the process
+def abort_handler() -> Callable[[int], None]:
+    """Returns a C signal handler that ends the process with a sentence and status 75.
+
+    JAX aborts from a thread of its C++ when another process misses its heartbeats or process 0 is
+    gone. Python's own handlers would not run before the abort.
+    """
+
+    def handle(_signum: int) -> None:
+        give_up(
+            'the JAX runtime aborted this process, most likely because another one hangs or is '
+            'lost: run the same command again to continue from the last checkpoint'
+        )
+
+    return ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
 
 
 def give_up(sentence: str) -> None:

@@ -131,7 +131,8 @@ class Recorder:
 
     def wait(self) -> None:
         """Blocks until all checkpoints are on disk."""
-        self._checkpoints.wait()
+        with self.clock('checkpoint'):
+            self._checkpoints.wait()
 
     def metrics_sha256(self) -> str:
         """Returns the current SHA-256 of metrics.jsonl."""

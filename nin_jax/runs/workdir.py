@@ -175,7 +175,14 @@ def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -
 
 
 # Keys that do not change the result of a run.
-FREE_TO_CHANGE = ('devices', 'data.dir', 'data.residency', 'checkpoint.', 'eval.batch_size')
+FREE_TO_CHANGE = (
+    'devices',
+    'data.dir',
+    'data.residency',
+    'checkpoint.',
+    'eval.batch_size',
+    'train.stall_timeout',
+)
 
 
 def differences(one: dict, other: dict) -> dict[str, tuple[object, object]]:

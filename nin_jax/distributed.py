@@ -211,15 +211,15 @@ def explain(e: BaseException) -> int:
     """Prints why this process stops before the others; returns its exit status."""
     if isinstance(e, UserError | OSError):
         error = from_os_error(e) if isinstance(e, OSError) else e
-        print(f'error: {error}', file=sys.stderr)
+        say(str(error))
         return error.exit_status
     if isinstance(e, KeyboardInterrupt):
         return 130
-    if isinstance(e, jax.errors.JaxRuntimeError) and LOST.search(str(e)):
-        print(
-            f'error: process {jax.process_index()} of {jax.process_count()} lost another one '
-            f'({one_line(e)}): run the same command again to continue from the last checkpoint',
-            file=sys.stderr,
+    # JAX raises errors of its collectives as one or the other, depending on when they arrive.
+    if isinstance(e, RuntimeError | ValueError) and LOST.search(str(e)):
+        say(
+            f'process {jax.process_index()} of {jax.process_count()} lost another one '
+            f'({one_line(e)}): run the same command again to continue from the last checkpoint'
         )
         return os.EX_TEMPFAIL
     traceback.print_exception(e)
@@ -248,5 +248,11 @@ def abort_handler() -> Callable[[int], None]:
 
 def give_up(sentence: str) -> None:
     """Ends this process from another thread."""
-    print(f'error: {sentence}', file=sys.stderr, flush=True)
+    say(sentence)
     os._exit(os.EX_TEMPFAIL)
+
+
+def say(sentence: str) -> None:
+    """Prints an error; without effect if stderr is a file on a full disk."""
+    with contextlib.suppress(OSError):
+        print(f'error: {sentence}', file=sys.stderr, flush=True)

@@ -110,6 +110,19 @@ def test_flag_that_cannot_be_read_is_told(where):
         distributed.join(where)
 
 
+@pytest.mark.parametrize(
+    ('error', 'status'),
+    [
+        (jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllGather failed: Read error'), os.EX_TEMPFAIL),
+        (ValueError('UNKNOWN: Gloo AllGather failed: Connection closed'), os.EX_TEMPFAIL),
+        (ValueError('operands could not be broadcast together'), 1),
+    ],
+)
+def test_a_lost_process_is_told_from_a_bug(error, status, capsys):
+    assert distributed.explain(error) == status
+    assert ('run the same command again' in capsys.readouterr().err) is (status != 1)
+
+
 def test_port_in_use_is_told():
     with socket.socket() as s:
         s.bind(('', 0))

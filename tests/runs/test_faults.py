@@ -22,7 +22,7 @@ from tests.helpers import ROOT
 from tests.pairs import finish, pair, wait_for_lines
 
 SETTINGS = ('--config.train.steps_per_call=1', '--config.train.duration=80steps')
-SOON = '--config.train.stall_timeout=30'  # before a heartbeat is missed
+SOON = '--config.train.stall_timeout=60'
 ON_LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='needs prlimit')
 
 
@@ -64,10 +64,18 @@ def test_a_killed_process(tmp_path, undisturbed, killed):
     assert_goes_on(tmp_path, undisturbed)
 
 
+PATIENT = """
+from experiments import cli, main
+from nin_jax import distributed
+distributed.HEARTBEAT_S = 600
+cli.run(main.main)
+"""
+
+
 @pytest.mark.processes
-@pytest.mark.parametrize('hung', [0, 1])
+@pytest.mark.parametrize('hung', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_hung_process(tmp_path, undisturbed, hung):
-    with pair(tmp_path, *SETTINGS, SOON) as processes:
+    with pair(tmp_path, *SETTINGS, SOON, main=[sys.executable, '-c', PATIENT]) as processes:
         wait_for_lines(tmp_path, 15, processes)
         processes[hung].send_signal(signal.SIGSTOP)
         [status], _, [error] = finish([processes[1 - hung]])

@@ -149,14 +149,16 @@ def test_a_full_disk(tmp_path, undisturbed):
 @ON_LINUX
 @pytest.mark.processes
 def test_a_process_that_cannot_save(tmp_path, undisturbed):
-    with pair(tmp_path, *SETTINGS) as processes:
+    """Both would wait in Orbax's barrier, of which only one knows that it cannot be reached."""
+    with pair(tmp_path, *SETTINGS, SOON) as processes:
         wait_for_lines(tmp_path, 15, processes)
         unlimited = resource.RLIM_INFINITY
         resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (0, unlimited))
         statuses, _, errors = finish(processes)
     assert statuses == [os.EX_TEMPFAIL] * 2, errors
-    assert_says(errors[1], 'cannot be written')
-    assert_says(errors[0], 'run the same command again')
+    assert any('train.stall_timeout' in e and "'checkpoint'" in e for e in errors), errors
+    for error in errors:
+        assert_says(error, 'run the same command again')
     assert_goes_on(tmp_path, undisturbed)
 
 

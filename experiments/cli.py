@@ -1,5 +1,6 @@
 """Shared code of the entry points: common flags, and one-sentence errors with status 2."""
 
+import argparse
 import io
 import pathlib
 import re
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from nin_jax.config import flatten
 from nin_jax.errors import EXIT_USAGE, UserError, did_you_mean, from_os_error, from_runtime_error
+from nin_jax.files import is_url
 
 if TYPE_CHECKING:  # JAX takes seconds to import
     from nin_jax.data.sources import Arrays
@@ -47,6 +49,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
                 raise
             found = from_os_error(e)
             return print_error(str(found), found.exit_status)
+        finally:
+            try:
+                print(end='', flush=True)
+            except OSError:  # as in print_error
+                sys.stdout = None
 
     app.run(guarded, flags_parser=parse)
 
@@ -54,7 +61,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 def print_error(message: str, status: int = EXIT_USAGE) -> int:
     """Prints the message, unless it is empty (another process prints it); returns `status`."""
     if message:
-        print(f'error: {message}', file=sys.stderr)
+        try:
+            print(f'error: {message}', file=sys.stderr, flush=True)
+        except OSError:  # a file on a full disk; at exit, Python would replace the status
+            sys.stderr = None
     return status
 
 
@@ -79,11 +89,35 @@ def no_arguments(argv: list[str]) -> None:
         raise UserError(f"unexpected argument '{argv[1]}': flags begin with --")
 
 
-def required(flag: flags.FlagHolder, hint: str) -> Any:
-    """Returns the value of a flag; raises UserError with the hint if it is missing."""
+def required(flag: flags.FlagHolder, hint: str, or_url: bool = False) -> Any:
+    """Returns the value of a flag.
+
+    Raises:
+      UserError: it is missing (with the hint), or a URL without `or_url`.
+    """
     if not flag.value:
         raise UserError(f'--{flag.name} is missing: {hint}')
+    if not or_url:
+        local(flag.value)
     return flag.value
+
+
+def local(path: str) -> pathlib.Path:
+    """Returns the path; raises UserError if it is a URL, which would become a folder 'gs:'."""
+    if is_url(path):
+        raise UserError(
+            f"'{path}' is a URL, and this command needs a folder: copy it from the bucket first, "
+            'or mount the bucket'
+        )
+    return pathlib.Path(path)
+
+
+def folder(path: str) -> pathlib.Path:
+    """Does the same for the `type` of argparse's add_argument."""
+    try:
+        return local(path)
+    except UserError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def open_network(workdir: str, step: int | None) -> 'Trained':
@@ -92,7 +126,7 @@ def open_network(workdir: str, step: int | None) -> 'Trained':
     from nin_jax.pretrained import release
 
     use_compilation_cache()
-    return release.load(workdir, step)
+    return release.load(local(workdir), step)
 
 
 def eval_images(network: 'Trained', data_dir: str | None) -> 'Arrays':

@@ -15,7 +15,6 @@ Run the same command again to resume. Exit status: 0 done, 1 diverged, 2 an erro
 75 stopped by a signal and saved: run the command again.
 """
 
-import pathlib
 import shlex
 import sys
 
@@ -24,11 +23,16 @@ from ml_collections import config_flags
 
 from experiments import cli
 from nin_jax.errors import UserError
+from nin_jax.files import is_url
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of experiments/configs/, with its variant.'
 )
-WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder; made if it does not exist.")
+WORKDIR = flags.DEFINE_string(
+    'workdir',
+    None,
+    "The run's folder, made if it does not exist; or gs://BUCKET/PATH, s3://BUCKET/PATH.",
+)
 MODE = flags.DEFINE_enum(
     'mode',
     'train',
@@ -51,18 +55,23 @@ def main(argv: list[str]) -> int:
         raise UserError(
             '--config is missing: name one, such as --config=experiments/configs/quickstart.py'
         )
-    workdir = cli.required(WORKDIR, cli.A_RUN) if MODE.value in ('train', 'eval') else ''
+    needs_run = MODE.value in ('train', 'eval')
+    workdir = cli.required(WORKDIR, cli.A_RUN, or_url=True) if needs_run else ''
     if DISTRIBUTED.value is not None and MODE.value != 'train':
         raise UserError(f'--mode={MODE.value} takes one process: leave --distributed away')
+    if DISTRIBUTED.value is not None and is_url(workdir):
+        raise UserError(
+            f"--workdir='{workdir}' takes one process: mount the bucket as a folder of all of them"
+        )
     from nin_jax import commands, distributed  # after the checks: JAX takes seconds to import
 
     match MODE.value:
         case 'train':
             command = shlex.join(['python', '-m', 'experiments.main', *sys.argv[1:]])
             with distributed.joined(DISTRIBUTED.value):
-                return commands.train(config, pathlib.Path(workdir), command)
+                return commands.train(config, workdir, command)
         case 'eval':
-            return commands.evaluate(config, pathlib.Path(workdir), STEP.value)
+            return commands.evaluate(config, workdir, STEP.value)
         case 'describe':
             return commands.describe(config)
         case _:

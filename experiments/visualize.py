@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
     pictures = [images.read_image(path) for path in IMAGES.value]  # mistakes show at once
     network = cli.open_network(workdir, STEP.value)
-    out = pathlib.Path(OUT.value or pathlib.Path(workdir) / 'pictures')
+    out = cli.local(OUT.value or f'{workdir}/pictures')
     out.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, drawn: 'Image.Image') -> None:

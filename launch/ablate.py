@@ -9,7 +9,6 @@ Repeat the command to resume. Exit status: as launch.seeds.
 """
 
 import argparse
-import pathlib
 import sys
 
 from experiments import cli
@@ -62,7 +61,9 @@ def runs_of(recipe: str) -> dict[str, tuple[str, ...]]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='launch.ablate', allow_abbrev=False)
     parser.error = lambda message: sys.exit(cli.print_error(message))
-    parser.add_argument('--workdir', required=True, help='parent folder of the runs')
+    parser.add_argument(
+        '--workdir', required=True, type=cli.folder, help='parent folder of the runs'
+    )
     parser.add_argument('--seeds', type=int, default=1, help='number of seeds per run, from 0')
     parser.add_argument('--recipe', choices=SWITCHES, default='modern', help='recipe to ablate')
     parser.add_argument('--only', default='', help='comma-separated names of runs; default: all')
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> int:
     worst = 0
     for name in names:
         config, *back = runs[name]
-        folder = pathlib.Path(args.workdir) / name
+        folder = args.workdir / name
         flags = [f'--config={config}', f'--workdir={folder}', f'--seeds={args.seeds}']
         status = seeds.main([*flags, *back, *others])
         if status not in (0, 1):
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> int:
     print(f'\n{"run":16} {"config":44} {"reverted":40} result')
     for name in names:
         config, *back = runs[name]
-        folders = [pathlib.Path(args.workdir) / name / f'seed{n}' for n in range(args.seeds)]
+        folders = [args.workdir / name / f'seed{n}' for n in range(args.seeds)]
         changed = back[0].removeprefix('--config.') + ', ...' * (len(back) > 1) if back else ''
         print(f'{name:16} {config:44} {changed:40} {seeds.sentence(folders)}')
     return worst

@@ -7,8 +7,9 @@
 # N: N processes, each with all the devices it sees, which is meant for a CPU; gpus: one for each
 # NVIDIA GPU. TERM and Ctrl-C go to all of them: they save and stop. When one ends with neither 0
 # nor 75, the others get 20 s to end, 20 s more after a TERM, and are killed; its status is then the
-# whole's. NIN_COMMAND takes the place of `python -m experiments.main`; the flags and --distributed
-# are put behind it. Needs bash 5.1.
+# whole's, or 75 if it was aborted (134), killed (137) or terminated (143). NIN_COMMAND takes the
+# place of `python -m experiments.main`; the flags and --distributed are put behind it. Needs bash
+# 5.1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -60,6 +61,7 @@ while [ ${#index[@]} -gt 0 ]; do
     echo "process $i of $count ended with status $status" >&2
     if [ -z "$killer" ]; then # what the others end with now is its doing
         worst=$status
+        case $status in 134 | 137 | 143) worst=75 ;; esac
         # They may be ending too, or wait for the dead one for ever.
         (sleep "$grace" && tell TERM && sleep "$grace" && tell KILL) &
         killer=$!

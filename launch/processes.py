@@ -67,6 +67,16 @@ class ProcessGroup:
             process.send_signal(signum)
 
 
+def exit_status(process: subprocess.Popen) -> int:
+    """Waits for a child; returns its exit status, 75 if it was killed, terminated or aborted."""
+    status = process.wait()
+    if -status in (signal.SIGABRT, signal.SIGKILL, signal.SIGTERM):
+        name = signal.Signals(-status).name
+        print(f'error: the run was ended by {name}: run the same command again', file=sys.stderr)
+        return os.EX_TEMPFAIL
+    return status if status >= 0 else 128 - status
+
+
 def tie_to_parent(parent: int, cpus: set[int] | None):
     """Returns a `preexec_fn` that sets SIGTERM as the parent-death signal, and the CPU affinity."""
     set_death_signal = ctypes.CDLL(None).prctl  # resolved before the fork, not in the child

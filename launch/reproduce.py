@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     )
     parser.error = lambda message: sys.exit(cli.print_error(message))
     parser.add_argument('--preset', choices=PRESETS, required=True, help='set of runs')
-    parser.add_argument('--workdir', default='runs/reproduce', type=pathlib.Path)
+    parser.add_argument('--workdir', default='runs/reproduce', type=cli.folder)
     parser.add_argument('--only', default='', help='comma-separated names of experiments')
     parser.add_argument('--dry-run', action='store_true', help='print the runs without starting')
     args, others = parser.parse_known_args(argv)

@@ -15,21 +15,23 @@ import sys
 
 from experiments import cli
 from experiments.report.groups import mean_and_std
-from launch.processes import ProcessGroup
+from launch.processes import ProcessGroup, exit_status
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog='launch.seeds', allow_abbrev=False)
     parser.error = lambda message: sys.exit(cli.print_error(message))
     parser.add_argument('--config', required=True, help='a config of experiments/configs/')
-    parser.add_argument('--workdir', required=True, help='parent folder of the runs')
+    parser.add_argument(
+        '--workdir', required=True, type=cli.folder, help='parent folder of the runs'
+    )
     parser.add_argument('--seeds', type=int, default=5, help='number of seeds, from 0')
     args, others = parser.parse_known_args(argv)
     if args.seeds < 1 or any(word.lstrip('-').startswith('config.seed') for word in others):
         return cli.print_error(
             '--seeds=N trains seeds 0 to N - 1: N must be at least 1; leave out --config.seed'
         )
-    folders = [pathlib.Path(args.workdir) / f'seed{seed}' for seed in range(args.seeds)]
+    folders = [args.workdir / f'seed{seed}' for seed in range(args.seeds)]
     worst = 0
     for seed, folder in enumerate(folders):
         print(f'seed {seed} of {args.seeds}: {folder}', flush=True)
@@ -46,10 +48,10 @@ def main(argv: list[str]) -> int:
 def run(flags: list[str]) -> int:
     """Runs experiments.main and forwards stop signals to it; returns its exit status."""
     with ProcessGroup() as group:
-        status = group.start([sys.executable, '-m', 'experiments.main', *flags]).wait()
+        status = exit_status(group.start([sys.executable, '-m', 'experiments.main', *flags]))
     if group.stop and status in (0, 1):
         return os.EX_TEMPFAIL  # this seed finished, but the next must not start
-    return status if status >= 0 else 128 - status
+    return status
 
 
 def sentence(folders: list[pathlib.Path]) -> str:

@@ -1,7 +1,6 @@
 """The commands of experiments.main: train, evaluate, describe, and a dry run that only compiles."""
 
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -18,11 +17,13 @@ from nin_jax.models.factory import fc_classes, layer_blocks
 from nin_jax.models.nin import count_parameters
 from nin_jax.models.summary import format_table, layer_table
 from nin_jax.pretrained.release import pretrained_weights
+from nin_jax.runs import bucket
 from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.runs.display import duration, warn
 from nin_jax.runs.metrics import Stopwatch
 from nin_jax.runs.recorder import Recorder, restore
 from nin_jax.runs.summary import summarize
+from nin_jax.runs.watchdog import watchdog
 from nin_jax.runs.workdir import CONFIG, check_same, flat_config, load_preprocess, open_run
 from nin_jax.train import loop
 from nin_jax.train.step import TrainState
@@ -31,25 +32,33 @@ from nin_jax.train.trainer import Trainer, make_trainer
 EXIT_STATUS = {'done': 0, 'preempted': os.EX_TEMPFAIL, 'diverged': 1}
 
 
-def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
-    """Trains the run in `folder`, resuming from its newest checkpoint if there is one.
+def train(config: ConfigDict, workdir: str | os.PathLike, command: str) -> int:
+    """Trains the run in `workdir`, resuming from its newest checkpoint if there is one.
+
+    Args:
+      config: of the run.
+      workdir: its folder, or its place in a bucket.
+      command: what started it, for summary.json.
 
     Returns the exit status of the process.
     """
     with distributed.together():
         validate(config)
         use_compilation_cache()
-    with open_run(folder, config) as run:
+    with bucket.opened(workdir) as (folder, publish), open_run(folder, config, publish) as run:
         if run.is_done:
             if distributed.is_first():
-                print(f"'{folder}' is done already: {sentence(run.summary)}")
+                print(f"'{workdir}' is done already: {sentence(run.summary)}")
             return 0
         clock = Stopwatch()
         with clock('data'), distributed.together():
             data = load_data(config)
             fitted = run.preprocess(lambda: fit_preprocess(config, data.train))
             trainer = make_trainer(config, data, fitted, pretrained_weights(config))
-        with Recorder(run, config, trainer.plan, fitted, data.class_names, clock) as recorder:
+        with (
+            watchdog(clock, config.train.stall_timeout),
+            Recorder(run, config, trainer.plan, fitted, data.class_names, clock) as recorder,
+        ):
             state = recorder.resume(trainer.state_shapes(), fresh=lambda: trainer.start(0))
             announce(trainer, state, len(data.train))
             outcome = loop.fit(trainer, state, recorder)
@@ -64,7 +73,7 @@ def train(config: ConfigDict, folder: pathlib.Path, command: str) -> int:
             )
         run.write_summary(summary)
         if distributed.is_first():  # only this process has the evaluations
-            print(f"{sentence(summary)}  ->  '{folder}'")
+            print(f"{sentence(summary)}  ->  '{workdir}'")
         return EXIT_STATUS[outcome.status]
 
 
@@ -92,20 +101,21 @@ def sentence(summary: dict) -> str:
     return f'{summary["status"]} at step {summary["step"]:,}: {reason}'
 
 
-def evaluate(config: ConfigDict, folder: pathlib.Path, step: int | None) -> int:
+def evaluate(config: ConfigDict, workdir: str | os.PathLike, step: int | None) -> int:
     """Evaluates a run's newest checkpoint, or that at `step`, on the `data.eval` splits."""
     validate(config)
     use_compilation_cache()
-    fitted = load_preprocess(folder)
-    saved = read_json(folder / CONFIG)
-    check_same(folder, saved, flat_config(config), only='model.')
-    trainer = make_trainer(config, load_data(config), fitted)
-    keep = config.checkpoint.keep
-    with Checkpoints(folder / 'checkpoints', keep, warn, read_only=True) as checkpoints:
-        digest = preprocess.digest(fitted)
-        restored = restore(checkpoints, trainer.state_shapes(), saved, digest, step)
-    if restored is None:
-        raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
+    with bucket.opened(workdir) as (folder, _):
+        fitted = load_preprocess(folder)
+        saved = read_json(folder / CONFIG)
+        check_same(folder, saved, flat_config(config), only='model.')
+        trainer = make_trainer(config, load_data(config), fitted)
+        keep = config.checkpoint.keep
+        with Checkpoints(folder / 'checkpoints', keep, warn, read_only=True) as checkpoints:
+            digest = preprocess.digest(fitted)
+            restored = restore(checkpoints, trainer.state_shapes(), saved, digest, step)
+        if restored is None:
+            raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, _ = restored
     program, n = loop.eval_program(trainer, state, Stopwatch()), len(trainer.eval)
     print(f'evaluating {n:,} images ...', flush=True)

@@ -132,6 +132,7 @@ def default_config() -> ConfigDict:
     config.train.steps_per_call = 0  # steps per dispatch; 0: 10 on a CPU, else an epoch
     config.train.ema = 0.0  # decay of the moving average of the weights; 0: none
     config.train.dead_steps = 100  # stop after this many consecutive steps with all logits 0
+    config.train.stall_timeout = 1800.0  # seconds without progress until exit status 75; 0: never
     config.train.restarts = 0  # maximum number of restarts of a dead or diverged run
 
     config.eval = ConfigDict()
@@ -241,6 +242,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     'train.steps_per_call': (lambda v: v >= 0, '0 (automatic) or more'),
     'train.ema': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
     'train.dead_steps': (lambda v: v >= 1, '1 or more'),
+    'train.stall_timeout': (lambda v: v == 0 or 1 <= v < 1e7, '0 (never), or 1 s or more'),
     'train.restarts': (lambda v: 0 <= v <= 100, 'from 0 to 100'),
     'eval.batch_size': (lambda v: 0 <= v <= 2**20, '0 (automatic) or more'),
     'checkpoint.keep': (lambda v: v >= 1, '1 or more'),

@@ -6,8 +6,11 @@ all of them, and `joined` stops a process whose peers are gone.
 """
 
 import contextlib
+import ctypes
+import functools
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -78,6 +81,7 @@ def join(where: str, timeout_s: float = JOIN_S) -> None:
     alarm.daemon = True
     alarm.start()
     jax.config.update('jax_enable_preemption_service', False)  # it handles SIGTERM, and so do we
+    ctypes.CDLL(None).signal(signal.SIGABRT, abort_handler())
     try:
         jax.distributed.initialize(
             address,
@@ -207,18 +211,18 @@ def explain(e: BaseException) -> int:
     """Prints why this process stops before the others; returns its exit status."""
     if isinstance(e, UserError | OSError):
         error = from_os_error(e) if isinstance(e, OSError) else e
-        print(f'error: {error}', file=sys.stderr)
+        say(str(error))
         return error.exit_status
     if isinstance(e, RuntimeError) and (found := from_runtime_error(e)):
         print(f'error: {found}', file=sys.stderr)
         return found.exit_status
     if isinstance(e, KeyboardInterrupt):
         return 130
-    if isinstance(e, jax.errors.JaxRuntimeError) and LOST.search(str(e)):
-        print(
-            f'error: process {jax.process_index()} of {jax.process_count()} lost another one '
-            f'({one_line(e)}): run the same command again to continue from the last checkpoint',
-            file=sys.stderr,
+    # JAX raises errors of its collectives as one or the other, depending on when they arrive.
+    if isinstance(e, RuntimeError | ValueError) and LOST.search(str(e)):
+        say(
+            f'process {jax.process_index()} of {jax.process_count()} lost another one '
+            f'({one_line(e)}): run the same command again to continue from the last checkpoint'
         )
         return os.EX_TEMPFAIL
     traceback.print_exception(e)
@@ -228,7 +232,30 @@ def explain(e: BaseException) -> int:
 LOST = re.compile('gloo|connection|heartbeat|coordination|barrier|deadline|unavailable|peer', re.I)
 
 
+@functools.cache  # must live as long as the process
+def abort_handler() -> Callable[[int], None]:
+    """Returns a C signal handler that ends the process with a sentence and status 75.
+
+    JAX aborts from a thread of its C++ when another process misses its heartbeats or process 0 is
+    gone. Python's own handlers would not run before the abort.
+    """
+
+    def handle(_signum: int) -> None:
+        give_up(
+            'the JAX runtime aborted this process, most likely because another one hangs or is '
+            'lost: run the same command again to continue from the last checkpoint'
+        )
+
+    return ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+
+
 def give_up(sentence: str) -> None:
     """Ends this process from another thread."""
-    print(f'error: {sentence}', file=sys.stderr, flush=True)
+    say(sentence)
     os._exit(os.EX_TEMPFAIL)
+
+
+def say(sentence: str) -> None:
+    """Prints an error; without effect if stderr is a file on a full disk."""
+    with contextlib.suppress(OSError):
+        print(f'error: {sentence}', file=sys.stderr, flush=True)

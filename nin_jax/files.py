@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,11 @@ def read_json(path: Path) -> dict:
         raise CheckpointError(f"'{path}' is missing: is this the --workdir of a run?") from None
     except ValueError as e:
         raise CheckpointError(f"'{path}' is damaged ({e}): restore it from a copy") from None
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """Whether a path is a URL, such as gs://bucket/run, instead of a local path."""
+    return re.match(r'[A-Za-z][\w+.-]*:/', os.fspath(path)) is not None
 
 
 def file_sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from nin_jax.config import flatten
 from nin_jax.errors import RetryError, UserError, did_you_mean
 
 # Keys that may differ between the machines of a study.
-OF_THE_MACHINE = ('data.dir', 'devices')
+OF_THE_MACHINE = ('data.dir', 'devices', 'train.stall_timeout')
 ERRORS = (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError)
 STARTUP_S = 15.0
 # Parts of server messages about errors that only the user can fix.

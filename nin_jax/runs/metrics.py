@@ -18,18 +18,29 @@ from nin_jax.runs.display import ProgressDisplay, duration
 
 
 class Stopwatch:
-    """Seconds spent in each part of a run, summed over restarts."""
+    """Seconds spent in each part of a run, summed over restarts.
+
+    Attributes:
+      seconds: by part.
+      part: the current or latest part.
+      changes: number of times that a part has started or ended.
+    """
 
     def __init__(self, seconds: dict[str, float] | None = None):
         self.seconds = dict(seconds or {})
+        self.part, self.changes = '', 0
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
+        outer, self.part = self.part, part
+        self.changes += 1
         try:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            self.part = outer or part
+            self.changes += 1
 
 
 class Metrics:

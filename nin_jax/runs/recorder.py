@@ -120,18 +120,24 @@ class Recorder:
         """Starts to save a checkpoint, after its metrics are on disk."""
         with self.clock('checkpoint'):
             known = {'seconds': dict(self.clock.seconds), 'metrics': self._metrics.sync()}
-            self._checkpoints.save(step, state, self._meta | known, error)
+            self._save(step, state, known, error)
 
     def start_over(self, attempt: int, state: Any) -> None:
         """Restarts at step 0 with new weights; deletes earlier checkpoints."""
         self._checkpoints.clear()
-        meta = self._meta | {'metrics': self._metrics.sync()}
-        self._checkpoints.save(0, state, meta, error=None)
+        self._save(0, state, {'metrics': self._metrics.sync()}, error=None)
         self._metrics.start_over(attempt)
+
+    def _save(self, step: int, state: Any, known: dict, error: float | None) -> None:
+        self._checkpoints.save(step, state, self._meta | known, error)
+        if self._run.publish:
+            self._checkpoints.wait()
+            self._run.publish()
 
     def wait(self) -> None:
         """Blocks until all checkpoints are on disk."""
-        self._checkpoints.wait()
+        with self.clock('checkpoint'):
+            self._checkpoints.wait()
 
     def metrics_sha256(self) -> str:
         """Returns the current SHA-256 of metrics.jsonl."""

@@ -35,11 +35,13 @@ class RunDir:
       path: the folder.
       flat: the run's flat config, as in config.json.
       is_done: whether the run has finished.
+      publish: copies the folder to the run's bucket; None without one.
     """
 
     path: pathlib.Path
     flat: dict
     is_done: bool
+    publish: Callable[[], None] | None = None
 
     @property
     def summary(self) -> dict:
@@ -69,11 +71,20 @@ class RunDir:
         """Writes summary.json, on process 0 only."""
         if distributed.is_first():
             write_json(self.path / SUMMARY, summary)
+        if self.publish:
+            self.publish()
 
 
 @contextlib.contextmanager
-def open_run(path: pathlib.Path, config: ConfigDict) -> Iterator[RunDir]:
+def open_run(
+    path: pathlib.Path, config: ConfigDict, publish: Callable[[], None] | None = None
+) -> Iterator[RunDir]:
     """Creates or opens the folder of a run and locks it until the block ends.
+
+    Args:
+      path: the folder.
+      config: of the run.
+      publish: see `RunDir`.
 
     Raises:
       UserError: another process has locked it.
@@ -87,7 +98,7 @@ def open_run(path: pathlib.Path, config: ConfigDict) -> Iterator[RunDir]:
                 write_or_check_config(path, flat)
                 is_done = _is_done(path, flat)
         try:
-            yield RunDir(path, flat, distributed.anyone(is_done))
+            yield RunDir(path, flat, distributed.anyone(is_done), publish)
         except UserError:
             if distributed.is_first() and not has_started(path):
                 forget(path)
@@ -175,7 +186,14 @@ def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -
 
 
 # Keys that do not change the result of a run.
-FREE_TO_CHANGE = ('devices', 'data.dir', 'data.residency', 'checkpoint.', 'eval.batch_size')
+FREE_TO_CHANGE = (
+    'devices',
+    'data.dir',
+    'data.residency',
+    'checkpoint.',
+    'eval.batch_size',
+    'train.stall_timeout',
+)
 
 
 def differences(one: dict, other: dict) -> dict[str, tuple[object, object]]:

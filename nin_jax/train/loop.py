@@ -172,13 +172,13 @@ def eval_program(trainer: Trainer, state: TrainState, clock: Stopwatch) -> Calla
     @functools.cache
     def program(count: int) -> jax.stages.Compiled:
         examples = trainer.eval.part_shapes(count)
-        with clock('compile'):
-            return evaluate.lower(
-                weight_shapes, examples, trainer.preprocess, setup=trainer.setup
-            ).compile()
+        return evaluate.lower(
+            weight_shapes, examples, trainer.preprocess, setup=trainer.setup
+        ).compile()
 
     def sized(count: int) -> jax.stages.Compiled:
-        return program(len(trainer.eval.part_shapes(count)))
+        with clock('compile'):
+            return program(len(trainer.eval.part_shapes(count)))
 
     return sized
 

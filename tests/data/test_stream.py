@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -140,6 +141,31 @@ assert {s.data.shape for s in batches.images.addressable_shards} == {(3, 8, 28, 
     environment['JAX_PLATFORMS'] = 'cpu'
     result = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True)
     assert result.returncode == 0, result.stderr.decode()
+
+
+def test_each_process_reads_its_own_rows(streamed, monkeypatch):
+    """As two processes would, whose shardings say which rows their devices hold."""
+    read = []
+
+    class Noting(Arrays):
+        def take(self, indices_B, keys_B):
+            self.rows.add(len(indices_B))
+            return super().take(indices_B, keys_B)
+
+    def first_batch() -> tuple[np.ndarray, np.ndarray]:
+        source = streamed.train(0).source
+        noting = Noting(source.images, source.labels)
+        object.__setattr__(noting, 'rows', rows := set())
+        read.append(rows)
+        return next(batches.Stream(noting, streamed.setup.mesh, 0, 32, 32).batches(0, 0))
+
+    whole = first_batch()
+    for half in (slice(0, 16), slice(16, 32)):
+        rows = types.SimpleNamespace(addressable_devices_indices_map=lambda _, h=half: {0: (h,)})
+        monkeypatch.setattr(batches.Stream, '_sharding', lambda *_, rows=rows: rows)
+        for own, of_all in zip(first_batch(), whole, strict=True):
+            np.testing.assert_array_equal(own, of_all[half])
+        assert read[-1] == {16}
 
 
 def test_a_mistake_of_a_reader_reaches_the_user(streamed):

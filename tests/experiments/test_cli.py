@@ -97,6 +97,25 @@ def test_help_does_not_wait_for_jax():
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+@pytest.mark.parametrize(
+    ('output', 'error', 'status'),
+    [('pass', 'UserError', 2), ('print(1)', 'RetryError', os.EX_TEMPFAIL)],
+)
+def test_the_exit_status_does_not_depend_on_a_full_disk_for_the_log(output, error, status):
+    code = f"""
+from experiments import cli
+from nin_jax import errors
+def main(argv):
+    {output}
+    raise errors.{error}('a sentence')
+cli.run(main)
+"""
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=full, stderr=full)
+    assert done.returncode == status
+
+
 def test_full_disk_is_refused_and_can_be_tried_again(tmp_path):
     """/dev/full stands in for a disk without space: the run's first file ends up there."""
     (tmp_path / 'config.tmp').symlink_to('/dev/full')

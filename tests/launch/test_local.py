@@ -79,6 +79,14 @@ def test_local_ends_with_the_worst_status(tmp_path, plans, status):
 
 
 @needs_new_bash
+@pytest.mark.parametrize('status', [134, 137, 143])
+def test_local_ends_with_75_if_one_was_ended_by_a_signal(tmp_path, status):
+    for i, plan in enumerate((0, status)):
+        (tmp_path / f'plan{i}').write_text(str(plan))
+    assert local(tmp_path, '2').wait(timeout=10) == os.EX_TEMPFAIL
+
+
+@needs_new_bash
 @pytest.mark.parametrize('stubborn', ['', '0'])
 def test_local_ends_the_others_when_one_dies(tmp_path, stubborn):
     (tmp_path / 'plan1').write_text('3')

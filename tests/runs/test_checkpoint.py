@@ -1,6 +1,7 @@
 """Checkpoints: a flipped bit that Orbax restores silently, and a disk that stumbles."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 
@@ -139,6 +140,17 @@ def test_saving_is_tried_again_before_the_run_gives_up(tmp_path, monkeypatch, fa
         else:
             with pytest.raises(SaveError, match=r'checkpoint 0 .* not empty'):
                 checkpoints.save(0, state, {}, error=None)
+
+
+@pytest.mark.parametrize('exists', [True, False])
+def test_process_0_decides_whether_to_save(tmp_path, monkeypatch, exists):
+    """Its list of checkpoints says so; another process may see other files on a shared disk."""
+    answers = [json.dumps(exists), json.dumps(not exists)]
+    monkeypatch.setattr(checkpoint.distributed, 'gather', lambda text: answers)
+    with Checkpoints(tmp_path, 2, print) as checkpoints:
+        checkpoints.save(8, state_at(8), {}, error=None)
+        checkpoints.wait()
+    assert (tmp_path / '8').exists() is not exists
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path):

@@ -4,14 +4,12 @@ On one machine two processes of one device came out the same bit for bit, two of
 losses off by 1e-7 and weights by 5e-8 of the largest; TOLERANCE leaves room for other CPUs.
 """
 
-import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -20,53 +18,11 @@ import pytest
 from nin_jax import distributed
 from nin_jax.errors import UserError
 from nin_jax.pretrained import trained
-from tests.helpers import ROOT, assert_refused, command, metrics, run_main, summary
+from tests.helpers import ROOT, assert_refused, metrics, run_main, summary
+from tests.pairs import finish, free_port, pair, wait_for_lines
 
 TOLERANCE = 1e-5
 SETTINGS = ('--config.train.steps_per_call=1', '--config.train.duration=40steps')
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('', 0))
-        return s.getsockname()[1]
-
-
-@contextlib.contextmanager
-def pair(workdir, *flags):
-    """Two processes of one run, process 0 first."""
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            command(f'--workdir={workdir}', f'--distributed=localhost:{port},2,{i}', *flags),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        yield processes
-    finally:
-        for p in processes:
-            if p.poll() is None:
-                p.kill()
-                p.wait()
-
-
-def finish(processes, timeout: float = 200) -> tuple[list[int], list[str], list[str]]:
-    """Their statuses, outputs and errors; what gloo itself says is left away."""
-    outputs = [p.communicate(timeout=timeout) for p in processes]
-    quiet = ['\n'.join(t for t in o.splitlines() if '[Gloo]' not in t) for o, _ in outputs]
-    return [p.returncode for p in processes], quiet, [e for _, e in outputs]
-
-
-def wait_for_lines(workdir, count, processes):
-    path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 60
-    while not path.exists() or path.read_text().count('\n') < count:
-        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
-        time.sleep(0.005)
 
 
 def steps(workdir) -> list[int]:
@@ -146,24 +102,25 @@ def test_mistake_of_one_process_ends_both_with_one_sentence(tmp_path, undisturbe
     assert 'error' not in errors[1]
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize('killed', [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_process_does_not_leave_the_other_hanging(tmp_path, killed):
-    with pair(tmp_path, *SETTINGS[:1], '--config.train.duration=4000steps') as processes:
-        wait_for_lines(tmp_path, 20, processes)
-        processes[killed].kill()
-        start = time.monotonic()
-        processes[1 - killed].wait(timeout=2 * distributed.HEARTBEAT_S)
-        assert time.monotonic() - start < 2 * distributed.HEARTBEAT_S
-        assert processes[1 - killed].returncode not in (0, 1, 2)
-
-
 @pytest.mark.parametrize(
     'where', ['', 'localhost', 'localhost:1,2', 'localhost:1,2,2', 'localhost:99999,2,0', 'a:1,x,0']
 )
 def test_flag_that_cannot_be_read_is_told(where):
     with pytest.raises(UserError, match='HOST:PORT,COUNT,INDEX'):
         distributed.join(where)
+
+
+@pytest.mark.parametrize(
+    ('error', 'status'),
+    [
+        (jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllGather failed: Read error'), os.EX_TEMPFAIL),
+        (ValueError('UNKNOWN: Gloo AllGather failed: Connection closed'), os.EX_TEMPFAIL),
+        (ValueError('operands could not be broadcast together'), 1),
+    ],
+)
+def test_a_lost_process_is_told_from_a_bug(error, status, capsys):
+    assert distributed.explain(error) == status
+    assert ('run the same command again' in capsys.readouterr().err) is (status != 1)
 
 
 def test_port_in_use_is_told():

@@ -12,7 +12,16 @@ from scipy.signal import convolve2d
 from nin_jax.config import default_config
 from nin_jax.data import preprocess
 from nin_jax.data.pipeline import fit_preprocess
-from nin_jax.data.preprocess import Preprocess, digest, fit, fit_zca, load, save, whiten_any_size
+from nin_jax.data.preprocess import (
+    Preprocess,
+    digest,
+    fit,
+    fit_patch_zca,
+    fit_zca,
+    load,
+    save,
+    whiten_any_size,
+)
 from nin_jax.data.sources import Arrays
 from nin_jax.errors import CheckpointError, ConfigError, DataError
 
@@ -117,6 +126,25 @@ def test_zca_equals_the_slow_reference():
     expected = ((x_ND - mean_D) @ whiten_DD).reshape(images.shape)
     got = jax.jit(lambda prep, x: prep(x))(prep, images)
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('chunk', [1000, 2])
+def test_patch_zca_equals_the_slow_reference(chunk):
+    """Of every second image, the patches whose corner lies on a grid of 3 pixels."""
+    images = smooth_images(7, 8, 10)
+    x_NHWC = slow_gcn(images[::2], (8 * 10 * 3) ** 0.5)
+    patches = [
+        x_HWC[top : top + 3, left : left + 3].ravel()
+        for x_HWC in x_NHWC
+        for top in (0, 3)
+        for left in (0, 3, 6)
+    ]
+    covariance_DD = sum(np.outer(p, p) for p in patches) / len(patches) + 0.2 * np.eye(27)
+    eigenvalues_D, vectors_DD = np.linalg.eigh(covariance_DD)
+    whiten_DD = vectors_DD @ np.diag(1 / np.sqrt(eigenvalues_D)) @ vectors_DD.T
+    middle = slice(4 * 3, 5 * 3)  # the fifth of nine pixels
+    kernel_HWIO = fit_patch_zca(images, 0.2, side=3, every=2, chunk=chunk)
+    np.testing.assert_allclose(kernel_HWIO.reshape(27, 3), whiten_DD[:, middle], rtol=0, atol=1e-6)
 
 
 def test_zca_does_not_depend_on_the_chunks():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from nin_jax.data.batches import example_order
+from nin_jax.models.factory import join
 from nin_jax.models.nin import apply
-from nin_jax.train.step import evaluate, loss_and_gradient, train_steps
+from nin_jax.train.step import evaluate, loss_and_gradient, moving_average, score, train_steps
 from tests.helpers import assemble, tiny_config
 
 
@@ -99,9 +100,43 @@ def test_evaluation_counts_every_example_once(run):
     errors = int((jnp.argmax(logits_BK, -1) != run.eval.examples.labels).sum())
     losses = -jax.nn.log_softmax(logits_BK)[jnp.arange(256), run.eval.examples.labels]
     assert 0 < errors < 256
-    for score in scores:
-        assert int(score['errors']) == errors
-        assert float(score['loss']) == pytest.approx(float(losses.mean()), rel=1e-5)
+    for got in scores:
+        assert int(got['errors']) == errors
+        assert float(got['loss']) == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+def test_one_view_scores_the_image_itself(run):
+    weights, x_BHWC = run.init_state(0).weights, run.preprocess(run.eval.examples.images[:8])
+    np.testing.assert_array_equal(
+        score(run.setup, weights, x_BHWC), apply(run.setup.model, weights, x_BHWC)[0]
+    )
+
+
+def test_the_weights_to_evaluate_are_the_averages_where_there_are_any(run):
+    plain = run.init_state(0)
+    stats = {'mean': jnp.ones(2)}
+    joined = join(plain.params, stats)
+    assert equal(plain.weights, plain.params)
+    state = dataclasses.replace(plain, stats=stats, ema={'averages': jnp.zeros(1)})
+    assert equal(state.weights, state.ema)
+    assert equal(dataclasses.replace(state, ema={}).weights, joined)
+    new = jax.tree.map(lambda x: x + 1, plain.params)
+    assert equal(state.starting_from(new).weights, join(new, stats))
+    assert equal(state.starting_from(new, {'mean': jnp.zeros(2)}).stats, {'mean': jnp.zeros(2)})
+    assert plain.starting_from(new).ema == {}
+
+
+def equal(a, b):
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        (x == y).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize(('step', 'decay'), [(0, 1 / 10), (5, 6 / 15), (1000, 0.9)])
+def test_the_decay_of_the_averages_grows_to_its_limit(run, step, decay):
+    state = dataclasses.replace(run.init_state(0), step=jnp.int32(step), ema={'w': jnp.ones(1)})
+    averages = moving_average(state, {'w': jnp.zeros(1)}, 0.9)
+    assert float(averages['w'][0]) == pytest.approx(decay, rel=1e-5)
 
 
 def test_it_learns_64_images_by_heart():

@@ -138,6 +138,7 @@ def default_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.every = '1ep'
     config.eval.batch_size = 0  # 0: 16 on one CPU, 64 on each of several, 512 on others
+    config.eval.pictures = 0  # test images shown in TensorBoard with their class maps
     config.eval.tta = 'none'  # average the logits of 'flip', 'shift' or 'flip_shift' views
 
     config.checkpoint = ConfigDict()
@@ -245,6 +246,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     'train.stall_timeout': (lambda v: v == 0 or 1 <= v < 1e7, '0 (never), or 1 s or more'),
     'train.restarts': (lambda v: 0 <= v <= 100, 'from 0 to 100'),
     'eval.batch_size': (lambda v: 0 <= v <= 2**20, '0 (automatic) or more'),
+    'eval.pictures': (lambda v: 0 <= v <= 64, 'from 0 to 64'),
     'checkpoint.keep': (lambda v: v >= 1, '1 or more'),
 }
 

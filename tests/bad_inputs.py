@@ -140,6 +140,7 @@ VALUES = [
         ('train.dead_steps', '0', 'train.dead_steps=0'),
         ('train.restarts', '101', 'train.restarts=101'),
         ('train.stall_timeout', '0.5', 'train.stall_timeout=0.5'),
+        ('eval.pictures', '65', 'eval.pictures=65'),
         ('eval.batch_size', '-1', 'eval.batch_size=-1'),
         ('checkpoint.keep', '0', 'checkpoint.keep=0'),
         ('dtype', 'float16', "dtype='float16'", "'bfloat16'"),

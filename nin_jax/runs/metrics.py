@@ -12,6 +12,8 @@ import pathlib
 import time
 from collections.abc import Iterator
 
+import numpy as np
+
 from nin_jax.errors import CheckpointError
 from nin_jax.runs import tensorboard
 from nin_jax.runs.display import ProgressDisplay, duration
@@ -101,6 +103,10 @@ class Metrics:
     def eval(self, step: int, loss: float, error: float, errors: int) -> None:
         """Records an evaluation: mean loss, top-1 error, and the count of errors."""
         self._write('eval', step, loss=loss, error=error, errors=errors)
+
+    def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        """Adds a uint8 image to TensorBoard."""
+        self._tensorboard.write_image(step, f'eval/{name}', image_HWC)
 
     def sync(self) -> str:
         """Flushes to the disk, so that no checkpoint is newer than its metrics.
@@ -199,6 +205,9 @@ class NullMetrics:
         pass
 
     def eval(self, step: int, loss: float, error: float, errors: int) -> None:
+        pass
+
+    def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
         pass
 
     def note(self, text: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from nin_jax import distributed
@@ -107,6 +108,10 @@ class Recorder:
     def eval(self, step: int, loss: float, error: float, errors: int) -> None:
         """Records an evaluation: mean loss, top-1 error, and number of errors."""
         self._metrics.eval(step, loss, error, errors)
+
+    def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        """Adds a uint8 image to TensorBoard."""
+        self._metrics.picture(step, name, image_HWC)
 
     def note(self, text: str) -> None:
         """Prints one sentence on the console."""

@@ -4,11 +4,14 @@ import importlib
 import inspect
 import re
 
+import pytest
+
 from tests.helpers import ROOT, run_main
 
 API = (ROOT / 'docs' / 'api.md').read_text()
 
 
+@pytest.mark.heavy
 def test_the_examples_run(tmp_path, monkeypatch):
     """With a tiny network in the quickstart's place."""
     assert run_main(f'--workdir={tmp_path}/runs/quickstart').returncode == 0

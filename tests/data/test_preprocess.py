@@ -336,6 +336,7 @@ def test_golden_zca_of_cifar10(cifar10):
     assert rms(prep, test) == pytest.approx(0.52722, abs=1e-5)
 
 
+@pytest.mark.heavy
 def test_whiten_any_size_on_cifar10(cifar10):
     _, test, prep = cifar10
     exact, slid = np.asarray(prep(test[:200])), np.asarray(whiten_any_size(prep, test[:200]))

@@ -143,6 +143,7 @@ ENTRY %main (p: u8[9000], q: s32[]) -> f32[5] {
     assert hlo.step_costs(program.replace('%fused.1\n', '%fused.2\n'), 1)[0] == 9000 + 4 + 20
 
 
+@pytest.mark.heavy
 def test_gradients_of_four_devices_are_summed_once():
     """In a process of its own, as the number of devices is fixed when JAX starts."""
     code = (

@@ -243,6 +243,7 @@ def losses_of(config: ConfigDict, calls: int, steps: int) -> tuple[list[float], 
 
 
 @pytest.mark.parametrize('kind', ['fc_dropout', 'hinton', 'linear', 'maxout'])
+@pytest.mark.heavy
 def test_each_learns_in_miniature(kind):
     losses, test_loss = losses_of(tiny(kind), calls=12, steps=8)
     target = 2.2 if kind == 'linear' else 1.7  # from ln(10) = 2.30

@@ -237,6 +237,7 @@ def test_pool_gradients_numerically():
         check_grads(pool, (x,), order=1, modes=['rev'], eps=0.25, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.heavy
 def test_large_window_positions_do_not_wrap():
     x = jnp.arange(17.0 * 17).reshape(1, 17, 17, 1)
     _, position = ops._max_and_position(x, 17, 17)

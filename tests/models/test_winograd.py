@@ -24,7 +24,13 @@ def test_a_tile_of_one_dimension(outputs, taps):
 
 
 @pytest.mark.parametrize('taps', [3, 5])
-@pytest.mark.parametrize(('height', 'width'), [(16, 16), (7, 14), (9, 3), (1, 2)])
+@pytest.mark.parametrize(
+    ('height', 'width'),
+    [
+        (7, 14),
+        *(pytest.param(*size, marks=pytest.mark.heavy) for size in ((16, 16), (9, 3), (1, 2))),
+    ],
+)
 def test_conv_and_gradients(taps, height, width):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, height, width, 17))

@@ -199,6 +199,7 @@ def test_mistakes_of_the_command(flags, words):
 
 
 @pytest.mark.parametrize(('head', 'recipe'), [('gap', 'gcn_zca'), ('fc', 'gcn_lcn')])
+@pytest.mark.heavy
 def test_every_head_and_recipe_exports(head, recipe):
     """Any number of images, arrays of the preprocessing inside."""
     rng, shape = np.random.default_rng(0), (12, 12, 3)

@@ -81,7 +81,16 @@ def check(trained: Trained, size: tuple[int, int], count: int = 3) -> None:
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
 
 
-@pytest.mark.parametrize('recipe', ['scale', 'mean', 'gcn_lcn', 'gcn_zca', 'patch_zca'])
+@pytest.mark.parametrize(
+    'recipe',
+    [
+        'patch_zca',
+        *(
+            pytest.param(recipe, marks=pytest.mark.heavy)
+            for recipe in ('scale', 'mean', 'gcn_lcn', 'gcn_zca')
+        ),
+    ],
+)
 def test_every_recipe_and_any_size(recipe):
     trained = network(recipe)
     for size, count in (((12, 12), 1), ((12, 12), 5), ((13, 31), 2)):

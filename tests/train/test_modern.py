@@ -101,6 +101,7 @@ def plain():
     return advance(assemble(small_config()), 3)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('key', [*SWITCHES, 'muon', 'one_cycle'])
 def test_each_switch_alone_changes_the_run_and_trains(key, plain):
     changes = {
@@ -122,6 +123,7 @@ def test_each_switch_alone_changes_the_run_and_trains(key, plain):
     assert float(last['loss']) < float(first['loss'])
 
 
+@pytest.mark.heavy
 def test_the_whole_recipe_learns_and_is_evaluated():
     config = tiny_config()
     config.data.limit = 1024

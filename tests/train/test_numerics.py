@@ -36,6 +36,7 @@ def test_hopeless_runs_stop_within_an_epoch(tmp_path, flags, words):
     assert words in result.stdout.splitlines()[-1]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize('flags', [('--config.optim.lr=900.',), DEAD], ids=['not finite', 'dead'])
 def test_hopeless_runs_start_over_as_the_config_says(tmp_path, flags):
     result = run_main(f'--workdir={tmp_path}', *flags, '--config.train.restarts=2')

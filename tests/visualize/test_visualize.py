@@ -112,6 +112,7 @@ BLOCKS = (
 @pytest.mark.parametrize(
     ('top', 'left', 'height', 'width'), [(0, 0, 48, 52), (8, 20, 45, 44), (36, 40, 36, 41)]
 )
+@pytest.mark.heavy
 def test_a_dense_map_holds_the_values_of_its_crops(top, left, height, width):
     """Wherever a crop's padding does not reach, its class maps are the larger picture's."""
     model = NIN(BLOCKS, 3, class_bias=1.0, rngs=nnx.Rngs(0))
@@ -379,6 +380,7 @@ def test_mistakes_are_named(workdir, tmp_path, module, words, name):
     assert not pathlib.Path('c.png').exists()
 
 
+@pytest.mark.heavy
 def test_a_fully_connected_head_has_no_class_maps(tmp_path):
     run, photo_path = tmp_path / 'fc', tmp_path / 'a.png'
     flags = ['--config.model.head=fc', '--config.train.duration=4steps']

@@ -87,7 +87,9 @@ def test_lines_carry_time_progress_and_eta(tmp_path, capsys):
 # ---- how runs end ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('status', [1, 75, 134])
+@pytest.mark.parametrize(
+    'status', [75, *(pytest.param(s, marks=pytest.mark.heavy) for s in (1, 134))]
+)
 def test_a_point_that_fails_without_progress_is_given_up(tmp_path, capsys, monkeypatch, status):
     monkeypatch.setenv('STUB_FAILS', f'1:{status}')
     assert entry.main(words(tmp_path, 3, '--workers=2', '--retries=3'), PROGRAM) == 1

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from nin_jax import distributed
 from nin_jax.errors import CheckpointError, SaveError
 from nin_jax.runs import checkpoint
 from nin_jax.runs.checkpoint import Checkpoints, digest, filled
@@ -129,7 +131,8 @@ def test_saving_is_tried_again_before_the_run_gives_up(tmp_path, monkeypatch, fa
             raise left.pop()
         return save(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint, 'PAUSES_S', (0, 0))
+    pauses = []
+    monkeypatch.setattr(checkpoint.time, 'sleep', pauses.append)
     monkeypatch.setattr(ocp.CheckpointManager, 'save', failing)
     state = state_at(0)
     with Checkpoints(tmp_path, 1, print) as checkpoints:
@@ -140,6 +143,135 @@ def test_saving_is_tried_again_before_the_run_gives_up(tmp_path, monkeypatch, fa
         else:
             with pytest.raises(SaveError, match=r'checkpoint 0 .* not empty'):
                 checkpoints.save(0, state, {}, error=None)
+    assert pauses == [0, 0.5, 2]
+
+
+def test_a_write_that_fails_in_the_background_is_tried_again(tmp_path, monkeypatch):
+    failures, wait = [], ocp.CheckpointManager.wait_until_finished
+
+    def failing(manager):
+        wait(manager)
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(ocp.CheckpointManager, 'wait_until_finished', failing)
+    with Checkpoints(tmp_path, 2, print) as checkpoints:
+        checkpoints.save(8, state_at(8), {}, error=None)
+        wait(checkpoints._manager)
+        shutil.rmtree(tmp_path / '8')
+        failures.append(OSError('no space'))
+        checkpoints.wait()
+        failures.append(OSError('no reason'))
+        with pytest.raises(OSError, match='no reason'):  # all is written: nothing to repeat
+            checkpoints.wait()
+    assert digest(restore(tmp_path)[0]) == digest(state_at(8))
+
+
+@pytest.mark.parametrize(
+    ('error', 'several', 'is_closed'),
+    [
+        (None, True, True),
+        (KeyError('x'), False, True),
+        (KeyError('x'), True, False),  # the others do not know, and closing would wait for them
+        (distributed.PeerError('x', 75), True, True),
+    ],
+)
+def test_leaving_closes_unless_others_would_wait(tmp_path, monkeypatch, error, several, is_closed):
+    closed = []
+    checkpoints = Checkpoints(tmp_path, 2, print)
+    monkeypatch.setattr(checkpoints, '_several', several)
+    monkeypatch.setattr(checkpoints._manager, 'close', lambda: closed.append(True))
+    checkpoints.__exit__(type(error), error, None)
+    assert bool(closed) is is_closed
+
+
+def test_an_error_while_closing_is_raised_after_closing(tmp_path, monkeypatch):
+    calls = []
+
+    def close():
+        calls.append(True)
+        if len(calls) == 1:
+            raise OSError('pending')
+
+    checkpoints = Checkpoints(tmp_path, 2, print)
+    monkeypatch.setattr(checkpoints._manager, 'close', close)
+    with pytest.raises(OSError, match='pending'):
+        checkpoints.__exit__(None, None, None)
+    assert len(calls) == 2
+    calls.clear()
+    checkpoints.__exit__(KeyError, KeyError('x'), None)  # the first error says more
+    assert len(calls) == 2
+
+
+# ---- what is on the disk ----------------------------------------------------------------------
+
+
+def damage_arrays(folder: pathlib.Path, step: int) -> None:
+    for path in (folder / str(step) / 'state').rglob('d/*'):
+        path.write_bytes(b'')
+
+
+def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(saved, tmp_path):
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(saved, folder)
+    damage_arrays(folder, 16)
+    with Checkpoints(folder, 2, lambda _: None) as checkpoints:
+        assert int(checkpoints.restore(state_at(0))[0].step) == 8
+        checkpoints.save(16, state_at(16), {}, error=None)
+    assert digest(restore(folder)[0]) == digest(state_at(16))
+
+
+@pytest.mark.parametrize('damage', ['', '{"error"', '{}', '{"error": null}', '{"error": "x"}'])
+def test_a_checkpoint_without_a_readable_error_is_left_out(tmp_path, damage):
+    folder, warnings = tmp_path / 'checkpoints', []
+    with Checkpoints(folder, 2, print) as checkpoints:
+        for step in (8, 16):
+            checkpoints.save(step, state_at(step), {}, error=0.5)
+    (folder / '16' / 'metrics' / 'metrics').write_text(damage)
+    with Checkpoints(folder, 2, warnings.append) as checkpoints:
+        assert int(checkpoints.restore(state_at(0))[0].step) == 8
+    assert len(warnings) == 1 and warnings[0].startswith('checkpoint 16 is damaged')
+    assert (tmp_path / 'damaged' / '16').is_dir() and not (folder / '16').exists()
+
+
+def test_a_checkpoint_without_permission_to_read_is_left_out(tmp_path, monkeypatch):
+    folder, warnings = tmp_path / 'checkpoints', []
+    with Checkpoints(folder, 2, print) as checkpoints:
+        checkpoints.save(8, state_at(8), {}, error=0.5)
+    (folder / '8' / 'metrics' / 'metrics').unlink()
+    (folder / '8' / 'metrics' / 'metrics').mkdir()  # reading it is an OSError
+    with Checkpoints(folder, 2, warnings.append) as checkpoints:
+        assert checkpoints.restore(state_at(0)) is None
+    assert len(warnings) == 1
+
+
+def test_an_unfinished_checkpoint_is_cleaned_up(saved, tmp_path):
+    folder = tmp_path / 'checkpoints'
+    shutil.copytree(saved, folder)
+    unfinished = folder / f'24{ocp.utils.TMP_DIR_SUFFIX}1'
+    unfinished.mkdir()
+    assert int(restore(folder)[0].step) == 16
+    assert not unfinished.exists()
+
+
+def test_a_step_that_is_not_there_is_named_beside_those_that_are(saved):
+    with (
+        Checkpoints(saved, 2, print, read_only=True) as checkpoints,
+        pytest.raises(CheckpointError, match=r'no checkpoint at step 9: there are 8, 16$'),
+    ):
+        checkpoints.restore(state_at(0), step=9)
+
+
+def test_only_the_abandoned_future_of_orbax_is_not_printed(monkeypatch):
+    printed = []
+    monkeypatch.setattr(checkpoint.sys, '__unraisablehook__', printed.append)
+    news = [
+        types.SimpleNamespace(exc_value=RuntimeError(text))
+        for text in ('Event loop is closed', 'something else')
+    ]
+    for one in news:
+        checkpoint.drop_abandoned_future(one)
+    assert printed == news[1:]
 
 
 @pytest.mark.parametrize('exists', [True, False])

@@ -13,6 +13,7 @@ no counters are needed:
   At most one attempt fulfills this at any time, so a point runs once and succeeds once.
 """
 
+import contextlib
 import time
 
 import optuna
@@ -107,7 +108,9 @@ class Attempts:
         self.silent_since = silent
         for number, since in silent.items():
             if now - since > grace:
-                self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+                # Another process may fail it after `tell` has read its state.
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def end(
         self,

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pathlib
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -117,6 +118,8 @@ def stress(
         if restarts < len(restart) and given >= losses * (restarts + 1) / (len(restart) + 1):
             restart[restarts]()
             restarts += 1
+    for traceback in re.findall(r'^Traceback.*?^\S*Error.*?$', log.read_text(), re.M | re.S):
+        print(traceback, flush=True)
     counts = check(folder, url, count, killed, statuses) | {'restarts': restarts}
     print(counts, flush=True)
     return counts

@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import sqlite3
 
+import optuna
 import pytest
 from helpers import TINY_PAGE
 from optuna.trial import TrialState
@@ -55,6 +56,22 @@ def test_each_point_has_one_owner_also_when_several_begin(tmp_path):
     assert [t and t.user_attrs['point'] for t in taken] == [0, 1, 2, None]
     assert one.suggest(taken[1]) == {'optim.lr': 0.2}
     assert attempts.account(two.by_point()) == '3 points: 3 running'
+
+
+def test_a_loss_before_the_first_heartbeat_that_two_processes_notice(tmp_path, monkeypatch):
+    queue = open_study(tmp_path)
+    queue.study.enqueue_trial(queue.points[0], user_attrs={'point': 0})
+    queue.study.ask()  # and no heartbeat: its worker was lost at once
+    change = optuna.storages.RDBStorage.set_trial_state_values
+
+    def change_twice(*args, **kwargs):
+        change(*args, **kwargs)  # by the other process, just before ours
+        return change(*args, **kwargs)
+
+    queue.fail_lost(0.0)
+    monkeypatch.setattr(optuna.storages.RDBStorage, 'set_trial_state_values', change_twice)
+    queue.fail_lost(0.0)
+    assert [t.state for t in queue.by_point()[0]] == [TrialState.FAIL]
 
 
 def test_a_study_of_another_sweep_is_refused(tmp_path):

@@ -6,7 +6,7 @@ variant      changes                                            paper's test err
              as released: no augmentation                       10.41 %
 :aug         random crops with 4 pixels of padding, flips       8.81 %
 :nodropout   no dropout                                         14.51 %
-:fast        the recipe of _fast.py: minutes on two CPU cores   not reported
+:fast        the recipe of _fast.py: minutes on a CPU           not reported
 :modern      the recipe of _modern.py, 200 epochs               not reported
 :smoke       smoke test: four steps on 512 images
 
@@ -15,7 +15,7 @@ The schedule, learning rates and initialization are those of the authors' cuda-c
 hundredth of the learning rate. The paper does not give the schedule of the augmented run; here it
 is the same. Measured errors are in RESULTS.md.
 Cost: 102,000 steps, 17 PFLOP: hours on a laptop's GPU, a day on two CPU cores. :modern takes 78,000
-steps, 13 PFLOP; :fast 760 steps, 0.20 PFLOP, and gets 11.16 % (one seed).
+steps, 13 PFLOP; :fast 1,900 steps, 0.20 PFLOP, and gets 11.1 % (mean of three seeds).
 Needs `python -m experiments.prepare cifar10`.
 """
 

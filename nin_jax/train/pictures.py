@@ -19,7 +19,8 @@ SIDE = 96  # pixels of an image and of a map
 def class_maps(trainer: Trainer, weights: dict) -> np.ndarray:
     """Draws the first `eval.pictures` test images over the maps of their predicted classes.
 
-    Every map is scaled from its least value (black) to its greatest (white).
+    The images may be preprocessed already. Every image and every map is scaled from its least value
+    (black) to its greatest (white).
 
     Returns:
       uint8 (2 * SIDE, eval.pictures * SIDE, 3).

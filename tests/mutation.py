@@ -23,7 +23,10 @@ import tempfile
 MODERN = 'tests/train/test_modern.py::test_'
 # The quick tests of each module.
 MODULES = {
-    'step': ('nin_jax/train/step.py', 'tests/train/test_step.py'),
+    'step': (
+        'nin_jax/train/step.py',
+        f'tests/train/test_step.py {MODERN}test_time_augmentation_averages_logits',
+    ),
     'loop': ('nin_jax/train/loop.py', 'tests/train/test_loop.py'),
     'optimizer': (
         'nin_jax/train/optimizer.py',

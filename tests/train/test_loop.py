@@ -3,6 +3,8 @@
 Those that signals end are processes of their own, killed for real.
 """
 
+import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -10,11 +12,25 @@ import signal
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from nin_jax.commands import train
+from nin_jax.runs.recorder import Recorder
 from nin_jax.runs.workdir import locked
-from tests.helpers import ROOT, assert_refused, command, metrics, run_main, summary
+from nin_jax.train import loop
+from nin_jax.train.step import evaluate
+from tests.helpers import (
+    ROOT,
+    assemble,
+    assert_refused,
+    command,
+    metrics,
+    run_main,
+    summary,
+    tiny_config,
+)
 
 TIMING = ('images_per_s',)
 
@@ -67,6 +83,46 @@ def test_finished_run_is_left_alone(undisturbed, tmp_path):
     assert result.returncode == 0 and 'is done already' in result.stdout
     for path in ('summary.json', 'metrics.jsonl'):
         assert (tmp_path / path).read_bytes() == (undisturbed / path).read_bytes()
+
+
+@pytest.mark.parametrize(('evals', 'saves'), [('2steps', '5steps'), ('5steps', '2steps')])
+def test_metrics_are_recorded_before_what_follows_them(tmp_path, monkeypatch, evals, saves):
+    """A checkpoint vouches for the lines of metrics.jsonl up to its step."""
+    config, events = tiny_config(), []
+    config.train.duration, config.train.steps_per_call = '6steps', 1
+    config.eval.every, config.checkpoint.every = evals, saves
+    for kind in ('train', 'eval', 'save'):
+        method = getattr(Recorder, kind)
+
+        def recorded(self, step, *rest, kind=kind, method=method):
+            events.append((kind, step))
+            return method(self, step, *rest)
+
+        monkeypatch.setattr(Recorder, kind, recorded)
+    assert train(config, tmp_path / 'run', command='') == 0
+    assert {kind for kind, _ in events} == {'train', 'eval', 'save'}
+    for i, (kind, step) in enumerate(events):
+        earlier = [s for k, s in events[:i] if k == 'train']
+        assert kind == 'train' or earlier == list(range(1, step + 1))
+
+
+def test_the_score_is_the_mean_over_all_parts():
+    run = assemble(tiny_config())
+    state, images = run.init_state(0), run.eval.examples
+    parts = [
+        jax.tree.map(lambda x, start=start: x[start : start + 100], images)
+        for start in (0, 100, 200)
+    ]
+
+    def program(_):
+        return functools.partial(evaluate, setup=run.setup)
+
+    whole = evaluate(state.weights, images, run.preprocess, setup=run.setup)
+    sizes = {'__len__': lambda _: len(images), 'parts': lambda _: parts}
+    trainer = dataclasses.replace(run, eval=type('Parts', (), sizes)())
+    loss, errors = loop.score(trainer, state.weights, program)
+    assert errors == int(whole['errors'])
+    assert loss == pytest.approx(float(whole['loss']), rel=1e-5)
 
 
 def test_evaluation_repeats_the_runs_own_figures(undisturbed):

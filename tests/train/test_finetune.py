@@ -132,6 +132,7 @@ def test_learning_rates_by_group():
                 np.testing.assert_allclose(update, -0.1 * factor * bias, rtol=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ('change', 'words'),
     [

@@ -12,7 +12,7 @@ from nin_jax.data.batches import Batches, Examples
 from nin_jax.runs.interrupt import Interrupt
 from nin_jax.runs.metrics import Stopwatch
 from nin_jax.runs.recorder import Recorder
-from nin_jax.train.pictures import class_maps
+from nin_jax.train.pictures import class_maps, shown_examples
 from nin_jax.train.step import TrainState, evaluate, train_steps
 from nin_jax.train.trainer import Trainer
 
@@ -155,9 +155,13 @@ class Scoring:
         self._recorder.eval(int(state.step), loss, error, errors)
         if self._trainer.config.eval.pictures:
             with self._recorder.clock('eval'):
-                drawn_HWC = class_maps(self._trainer, state.weights)
+                drawn_HWC = class_maps(self._trainer, state.weights, self._shown)
             self._recorder.picture(int(state.step), 'class_maps', drawn_HWC)
         return error
+
+    @functools.cached_property
+    def _shown(self) -> Examples:
+        return shown_examples(self._trainer)
 
 
 def score(trainer: Trainer, weights: dict, program: Callable) -> tuple[float, int]:

@@ -16,30 +16,35 @@ from nin_jax.train.trainer import Trainer
 SIDE = 96  # pixels of an image and of a map
 
 
-def class_maps(trainer: Trainer, weights: dict) -> np.ndarray:
-    """Draws the first `eval.pictures` test images over the maps of their predicted classes.
+def shown_examples(trainer: Trainer) -> Examples:
+    """Returns the first `eval.pictures` examples of the evaluation split."""
+    part = next(iter(trainer.eval.parts()))
+    return jax.tree.map(lambda x: x[: trainer.config.eval.pictures], part)
+
+
+def class_maps(trainer: Trainer, weights: dict, shown: Examples) -> np.ndarray:
+    """Draws images over the maps of their predicted classes.
 
     The images may be preprocessed already. Every image and every map is scaled from its least value
     (black) to its greatest (white).
 
     Returns:
-      uint8 (2 * SIDE, eval.pictures * SIDE, 3).
+      uint8 (2 * SIDE, len(shown) * SIDE, 3).
     """
-    part = next(iter(trainer.eval.parts()))
-    count = min(trainer.config.eval.pictures, len(part))
-    maps_NHW = predicted_maps(weights, part, trainer.preprocess, setup=trainer.setup, count=count)
-    rows = (part.images[:count], maps_NHW[..., None])
+    maps_NHW = predicted_maps(weights, shown, trainer.preprocess, setup=trainer.setup)
+    rows = (shown.images, maps_NHW[..., None])
     return np.concatenate(
         [np.concatenate([tile(x_HWC) for x_HWC in jax.device_get(row)], axis=1) for row in rows]
     )
 
 
-@partial(jax.jit, static_argnames=('setup', 'count'))
+@partial(jax.jit, static_argnames='setup')
 def predicted_maps(
-    weights: dict, examples: Examples, preprocess: Preprocess, *, setup: Setup, count: int
+    weights: dict, examples: Examples, preprocess: Preprocess, *, setup: Setup
 ) -> jax.Array:
-    """Returns the class maps_NHW of the predicted classes of the first `count` examples."""
-    padded_B = jnp.arange(-(-count // setup.mesh.size) * setup.mesh.size) % len(examples)
+    """Returns the class maps_NHW of the examples' predicted classes."""
+    count, devices = len(examples), setup.mesh.size
+    padded_B = jnp.arange(-(-count // devices) * devices) % count
     x_BHWC, _ = take_batch(examples, padded_B, preprocess, setup.mesh)
     logits_BK, maps_BHWK = apply(setup.model, weights, x_BHWC)
     predicted_B = jnp.argmax(logits_BK, axis=-1)

@@ -234,7 +234,7 @@ def test_a_checkpoint_without_a_readable_error_is_left_out(tmp_path, damage):
     assert (tmp_path / 'damaged' / '16').is_dir() and not (folder / '16').exists()
 
 
-def test_a_checkpoint_without_permission_to_read_is_left_out(tmp_path, monkeypatch):
+def test_a_checkpoint_whose_error_is_not_a_file_is_left_out(tmp_path):
     folder, warnings = tmp_path / 'checkpoints', []
     with Checkpoints(folder, 2, print) as checkpoints:
         checkpoints.save(8, state_at(8), {}, error=0.5)

@@ -11,15 +11,17 @@ from tensorboardX.proto.event_pb2 import Event
 
 from nin_jax.commands import train
 from nin_jax.models.nin import apply
-from nin_jax.train.pictures import SIDE, class_maps, predicted_maps, tile
+from nin_jax.train.pictures import SIDE, class_maps, predicted_maps, shown_examples, tile
 from tests.helpers import assemble, tiny_config
 
 
 @pytest.mark.parametrize('count', [1, 3])
 def test_the_maps_are_those_of_the_predicted_classes(count):
-    run = assemble(tiny_config())
+    config = tiny_config()
+    config.eval.pictures = count
+    run = assemble(config)
     weights, examples = run.init_state(0).weights, run.eval.examples
-    got_NHW = predicted_maps(weights, examples, run.preprocess, setup=run.setup, count=count)
+    got_NHW = predicted_maps(weights, shown_examples(run), run.preprocess, setup=run.setup)
     logits_BK, maps_BHWK = apply(run.setup.model, weights, run.preprocess(examples.images[:count]))
     expected_NHW = [maps_BHWK[i, ..., k] for i, k in enumerate(logits_BK.argmax(-1))]
     np.testing.assert_allclose(got_NHW, expected_NHW, rtol=1e-5, atol=1e-6)
@@ -30,9 +32,10 @@ def test_images_stand_over_their_maps():
     config.eval.pictures = 3
     run = assemble(config)
     weights, images = run.init_state(0).weights, np.asarray(run.eval.examples.images)
-    drawn_HWC = class_maps(run, weights)
+    shown = shown_examples(run)
+    drawn_HWC = class_maps(run, weights, shown)
     assert drawn_HWC.shape == (2 * SIDE, 3 * SIDE, 3) and drawn_HWC.dtype == np.uint8
-    maps_NHW = predicted_maps(weights, run.eval.examples, run.preprocess, setup=run.setup, count=3)
+    maps_NHW = predicted_maps(weights, shown, run.preprocess, setup=run.setup)
     for i in range(3):
         columns = slice(i * SIDE, (i + 1) * SIDE)
         np.testing.assert_array_equal(drawn_HWC[:SIDE, columns], tile(images[i]))

@@ -1,9 +1,9 @@
 """Which images a batch holds, and the two ways in which it reaches the training step.
 
 Batch order is a pure function of (seed, attempt, step). A split is either resident on the device
-(`Resident`), where the step picks its batches, or too large for it (`Stream`), where Grain reads
-the same batches ahead on the host. Both have one interface, and neither has state to save: a run
-resumes at any step with the same weights.
+(`Resident`, or `Deferred` with expensive preprocessing), where the step picks its batches, or too
+large for it (`Stream`), where Grain reads the same batches ahead on the host. All have one
+interface, and none has state to save: a run resumes at any step with the same weights.
 """
 
 import contextlib

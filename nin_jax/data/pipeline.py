@@ -20,6 +20,7 @@ from nin_jax import distributed
 from nin_jax.data import datasets, photos, preprocess
 from nin_jax.data.batches import DeviceSplit, Examples, Resident, Stream
 from nin_jax.data.catalog import lookup
+from nin_jax.data.deferred import Deferred
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.data.sources import Arrays, Source
 from nin_jax.devices import replicated
@@ -137,6 +138,7 @@ def place_split(
     fitted: Preprocess,
     mesh: jax.sharding.Mesh,
     *,
+    placed: Preprocess,
     streamed: bool,
     seed: int,
     batch_size: int,
@@ -145,14 +147,28 @@ def place_split(
     """Moves a split to the devices of the mesh, or prepares to stream it.
 
     Images stay uint8 and the step preprocesses them, except for recipes whose cost in every step
-    would be large: those are applied here, once.
+    would be large: those are applied once, to a stream's images here and to others when a call
+    first takes them.
+
+    Args:
+      source: the split on the host.
+      fitted: the preprocessing, on the host.
+      mesh: of the devices.
+      placed: the preprocessing, replicated over the mesh.
+      streamed: whether the split stays on the host.
+      seed: the run's.
+      batch_size: images a training step.
+      eval_batch_size: images scored at a time.
     """
-    if source.in_memory and fitted.recipe in preprocess.PRECOMPUTED:
-        arrays = source.load()
-        source = dataclasses.replace(arrays, images=apply_in_chunks(fitted, arrays.images))
+    once = source.in_memory and fitted.recipe in preprocess.PRECOMPUTED
     if streamed:
+        if once:
+            arrays = source.load()
+            source = dataclasses.replace(arrays, images=apply_in_chunks(fitted, arrays.images))
         return Stream(source, mesh, seed, batch_size, eval_batch_size)
     arrays: Arrays = source.load()
+    if once:
+        return Deferred(arrays, placed, mesh, seed, batch_size)
     return Resident(distributed.place(Examples(arrays.images, arrays.labels), replicated(mesh)))
 
 

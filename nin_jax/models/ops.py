@@ -200,7 +200,9 @@ def _kernel_gradient(
     precision: lax.PrecisionLike,
 ) -> jax.Array:
     if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
-        kernel_IO = jnp.einsum('bhwi,bhwo->io', x_BHWC, grad_BHWO, precision=precision)
+        # In two dimensions, because XLA would transpose a 4-D input in memory first.
+        x_NI, grad_NO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWC, grad_BHWO))
+        kernel_IO = lax.dot_general(x_NI, grad_NO, (((0,), (0,)), ((), ())), precision=precision)
         return kernel_IO[None, None]
     if precision is None and winograd.suits(x_BHWC, kernel_HWIO, stride, padding):
         return winograd.kernel_gradient(x_BHWC, grad_BHWO, len(kernel_HWIO))

@@ -7,8 +7,8 @@ points (Toom-Cook):
     y = A^T [(G w) * (B^T x)]
 
 (Winograd 1980; Lavin and Gray, arXiv 1509.09308). In two dimensions, each matrix is applied to rows
-and then to columns, and the products over channels become t * t matrix products. Supported are
-square kernels, stride 1, same padding and float32.
+and then to columns, and the products over channels become t batched products of t matrices,
+one for each point of the columns. Supported are square kernels, stride 1, same padding and float32.
 
 Axes in addition to those of nin.py: T a point (one axis for rows, one for columns), N a tile of
 m x m outputs, m an output within a tile.
@@ -56,13 +56,16 @@ def conv(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
     batch, height, width, _ = x_BHWC.shape
     m = _OUTPUTS[len(kernel_HWIO)]
     at_mt, g_tr, _ = matrices(m, len(kernel_HWIO))
-    x_TTBNNC, kernel_TTCO = _tiles(x_BHWC, len(kernel_HWIO)), _both(g_tr, kernel_HWIO)
-    # Separate products: one batched product takes twice as long on XLA's CPU backend.
     y_TTBNNO = [
-        [x @ k for x, k in zip(*row, strict=True)] for row in _columns(x_TTBNNC, kernel_TTCO)
+        jnp.einsum('tbijc,tco->tbijo', x_TBNNC, kernel_TCO)
+        for x_TBNNC, kernel_TCO in zip(
+            _tiles(x_BHWC, len(kernel_HWIO)), _both(g_tr, kernel_HWIO), strict=True
+        )
     ]
-    y_TBNmNO = lax.optimization_barrier([_mix(at_mt, column, axis=2) for column in y_TTBNNO])
-    y_BNmNmO = _mix(at_mt, y_TBNmNO, axis=4)
+    y_TBNmNO = lax.optimization_barrier(
+        [jnp.stack(_mix(at_mt, _unstack(y_TBNNO)), axis=2) for y_TBNNO in y_TTBNNO]
+    )
+    y_BNmNmO = jnp.stack(_mix(at_mt, y_TBNmNO), axis=4)
     rows, cols = (-(-size // m) * m for size in (height, width))
     return y_BNmNmO.reshape(batch, rows, cols, -1)[:, :height, :width]
 
@@ -71,23 +74,27 @@ def kernel_gradient(x_BHWC: jax.Array, grad_BHWO: jax.Array, taps: int) -> jax.A
     """Returns the gradient of `conv` with respect to its kernel (taps, taps, in, out)."""
     m = _OUTPUTS[taps]
     at_mt, g_tr, _ = matrices(m, taps)
-    batch, height, width, _ = grad_BHWO.shape
-    over = [(0, -size % m) for size in (height, width)]
+    over = [(0, -size % m) for size in grad_BHWO.shape[1:3]]
     grad_BHWO = jnp.pad(grad_BHWO, ((0, 0), *over, (0, 0)))
-    rows = grad_BHWO.reshape(batch, -(-height // m), m, *grad_BHWO.shape[2:])
-    grad_TBNWO = lax.optimization_barrier(_mix(at_mt.T, [rows[:, :, i] for i in range(m)], axis=0))
-    cols = grad_TBNWO.reshape(*grad_TBNWO.shape[:3], -(-width // m), m, grad_BHWO.shape[-1])
-    grad_TTBNNO = _mix(at_mt.T, [cols[:, :, :, :, i] for i in range(m)], axis=1)
+    rows = [_every(grad_BHWO, i, m, axis=1) for i in range(m)]
+    grad_TBNWO = lax.optimization_barrier(jnp.stack(_mix(at_mt.T, rows)))
+    grad_TTBNNO = _mix(at_mt.T, [_every(grad_TBNWO, i, m, axis=3) for i in range(m)])
     kernel_TTCO = [
-        [jnp.einsum('bijc,bijo->co', x, g) for x, g in zip(*row, strict=True)]
-        for row in _columns(_tiles(x_BHWC, taps), grad_TTBNNO)
+        _over_tiles(x_TBNNC, grad_TBNNO)
+        for x_TBNNC, grad_TBNNO in zip(_tiles(x_BHWC, taps), grad_TTBNNO, strict=True)
     ]
-    kernel_TrCO = lax.optimization_barrier([_mix(g_tr.T, column, axis=0) for column in kernel_TTCO])
-    return _mix(g_tr.T, kernel_TrCO, axis=1)
+    kernel_TrCO = lax.optimization_barrier(
+        [jnp.stack(_mix(g_tr.T, _unstack(kernel_TCO))) for kernel_TCO in kernel_TTCO]
+    )
+    return jnp.stack(_mix(g_tr.T, kernel_TrCO), axis=1)
 
 
-def _tiles(x_BHWC: jax.Array, taps: int) -> jax.Array:
-    """Returns B^T x B of the t x t inputs of every tile; adjacent tiles overlap by r - 1."""
+def _tiles(x_BHWC: jax.Array, taps: int) -> list[jax.Array]:
+    """Returns B^T x B of the t x t inputs of every tile; adjacent tiles overlap by r - 1.
+
+    One array (T, B, N, N, C) over the points of the rows for each point of the columns: a batched
+    product of one such array needs no copies of it.
+    """
     m = _OUTPUTS[taps]
     t, before = m + taps - 1, taps // 2
     b_tt = matrices(m, taps)[2]
@@ -97,37 +104,45 @@ def _tiles(x_BHWC: jax.Array, taps: int) -> jax.Array:
         for n, size in zip(tiles, x_BHWC.shape[1:3], strict=True)
     ]
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), *pads, (0, 0)))
-    spans = [slice(i, None) for i in range(t)]
-    rows = [x_BHWC[:, s][:, : tiles[0] * m : m] for s in spans]
-    # The barriers prevent XLA from recomputing the first pass for each result of the second.
-    x_TBNWC = lax.optimization_barrier(_mix(b_tt, rows, axis=0))
-    cols = [x_TBNWC[:, :, :, s][:, :, :, : tiles[1] * m : m] for s in spans]
-    return _mix(b_tt, cols, axis=1)
+    rows = [_every(x_BHWC, i, m, axis=1, count=tiles[0]) for i in range(t)]
+    # The barrier prevents XLA from recomputing the first pass for each result of the second.
+    x_TBNWC = lax.optimization_barrier(jnp.stack(_mix(b_tt, rows)))
+    return _mix(b_tt, [_every(x_TBNWC, i, m, axis=3, count=tiles[1]) for i in range(t)])
 
 
-def _columns(*arrays: jax.Array):
-    """Yields, for each column of points, one list per array over the points of the rows."""
-    for t in range(arrays[0].shape[1]):
-        yield [[array[s, t] for s in range(len(array))] for array in arrays]
+def _both(matrix: np.ndarray, kernel: jax.Array) -> list[jax.Array]:
+    """Applies a matrix to the first two axes of a kernel; a list over the second."""
+    half = lax.optimization_barrier(jnp.stack(_mix(matrix, _unstack(kernel))))
+    return _mix(matrix, _unstack(half, axis=1))
 
 
-def _mix(matrix: np.ndarray, arrays: list[jax.Array], axis: int) -> jax.Array:
-    """Multiplies a matrix with a list of arrays; stacks the results along a new axis.
+def _mix(matrix: np.ndarray, arrays: list[jax.Array]) -> list[jax.Array]:
+    """Multiplies a matrix with a list of arrays.
 
     The sums are unrolled because most weights are 0, 1 or -1 and the arrays exceed the cache.
     """
     sums = []
     for row in matrix:
         terms = [
-            array if weight == 1 else array * np.float32(weight)
+            array if weight == 1 else lax.mul(array, np.float32(weight))
             for weight, array in zip(row, arrays, strict=True)
             if weight
         ]
-        sums.append(functools.reduce(jnp.add, terms))
-    return jnp.stack(sums, axis)
+        sums.append(functools.reduce(lax.add, terms))
+    return sums
 
 
-def _both(matrix: np.ndarray, kernel: jax.Array) -> jax.Array:
-    """Applies a matrix to the first two axes of a kernel."""
-    half = lax.optimization_barrier(_mix(matrix, list(kernel), axis=0))
-    return _mix(matrix, [half[:, i] for i in range(half.shape[1])], axis=1)
+def _over_tiles(x_TBNNC: jax.Array, grad_TBNNO: jax.Array) -> jax.Array:
+    """Returns x^T @ grad at every point. As an einsum, XLA would transpose x in memory first."""
+    x_TNC, grad_TNO = (a.reshape(len(a), -1, a.shape[-1]) for a in (x_TBNNC, grad_TBNNO))
+    return lax.dot_general(x_TNC, grad_TNO, (((1,), (1,)), ((0,), (0,))))
+
+
+def _every(x: jax.Array, first: int, step: int, axis: int, count: int | None = None) -> jax.Array:
+    """Returns `count` elements of an axis, `step` apart, from `first` on."""
+    end = x.shape[axis] if count is None else first + (count - 1) * step + 1
+    return lax.slice_in_dim(x, first, end, step, axis)
+
+
+def _unstack(x: jax.Array, axis: int = 0) -> list[jax.Array]:
+    return [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]

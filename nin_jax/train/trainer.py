@@ -84,10 +84,12 @@ def make_trainer(
     streamed = is_streamed(config, mesh, data)
     plan = make_plan(config, len(data.train), streamed or is_cpu(mesh))
     setup, init_state = make_setup(config, plan, mesh, data.image_shape, len(data.class_names))
+    placed = distributed.place(fitted, replicated(mesh))
     place = functools.partial(
         place_split,
         fitted=fitted,
         mesh=mesh,
+        placed=placed,
         streamed=streamed,
         seed=setup.seed,
         batch_size=setup.batch_size,
@@ -102,7 +104,7 @@ def make_trainer(
         config=config,
         plan=plan,
         setup=setup,
-        preprocess=distributed.place(fitted, replicated(mesh)),
+        preprocess=placed,
         train=train_split,
         eval=place(data.eval),
         class_names=data.class_names,

@@ -1,0 +1,111 @@
+"""A split on the device whose images are preprocessed when a call first takes them.
+
+ZCA of all of CIFAR-10 takes seconds, and the first call of a run needs a few hundred images.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from nin_jax.data.batches import Examples, HostOrder
+from nin_jax.data.preprocess import Preprocess
+from nin_jax.data.sources import Arrays
+from nin_jax.devices import replicated
+from nin_jax.distributed import place
+
+ROWS = 256  # images that are preprocessed at a time
+
+
+class Deferred:
+    """All of a split on the device, with its raw images until each has been preprocessed.
+
+    Args:
+      arrays: the split on the host, with uint8 images.
+      preprocess: the fitted recipe, replicated over the mesh.
+      mesh: of the devices; they share the work.
+      seed: the run's.
+      batch_size: images a training step.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        preprocess: Preprocess,
+        mesh: jax.sharding.Mesh,
+        seed: int,
+        batch_size: int,
+    ):
+        self._preprocess, self._mesh = preprocess, mesh
+        self._seed, self._batch_size = seed, batch_size
+        self._images = place(arrays.images, replicated(mesh))
+        self._labels = place(arrays.labels, replicated(mesh))
+        shape = self._shapes.images
+        self._done = jax.jit(partial(jnp.zeros, shape.shape), out_shardings=shape.sharding)()
+        self._missing_N = np.ones(len(arrays), bool)
+
+    def __len__(self) -> int:
+        return len(self._missing_N)
+
+    def feed(self, attempt: int, first_step: int) -> Callable[[int], Examples]:
+        """Returns a function that preprocesses the images of the next calls' steps."""
+        order, step = HostOrder(self._seed, attempt, len(self)), first_step
+
+        def examples(num_steps: int) -> Examples:
+            nonlocal step
+            start, step = step, step + num_steps
+            if self._missing_N.any():
+                positions = np.arange(start * self._batch_size, step * self._batch_size)
+                self._complete(order(positions))
+            return Examples(self._done, self._labels)
+
+        return examples
+
+    def feed_shapes(self, num_steps: int) -> Examples:
+        return self._shapes
+
+    def parts(self) -> list[Examples]:
+        self._complete(np.arange(len(self)))
+        return [Examples(self._done, self._labels)]
+
+    def part_shapes(self, count: int = 0) -> Examples:
+        return self._shapes
+
+    @property
+    def _shapes(self) -> Examples:
+        images = jax.ShapeDtypeStruct(
+            self._images.shape, jnp.float32, sharding=replicated(self._mesh)
+        )
+        return Examples(images, self._labels)
+
+    def _complete(self, rows: np.ndarray) -> None:
+        """Preprocesses those of the rows that are missing."""
+        rows = np.unique(rows[self._missing_N[rows]]).astype(np.int32)
+        size = -(-ROWS // self._mesh.size) * self._mesh.size
+        for start in range(0, len(rows), size):
+            part_R = rows[start : start + size]
+            part_R = np.pad(part_R, (0, size - len(part_R)), mode='edge')  # one program for all
+            part_R = place(part_R, replicated(self._mesh))
+            self._done = preprocess_rows(
+                self._done, self._images, part_R, self._preprocess, mesh=self._mesh
+            )
+        self._missing_N[rows] = False
+
+
+@partial(jax.jit, donate_argnames='done_NHWC', static_argnames='mesh')
+def preprocess_rows(
+    done_NHWC: jax.Array,
+    images_NHWC: jax.Array,
+    rows_R: jax.Array,
+    preprocess: Preprocess,
+    *,
+    mesh: jax.sharding.Mesh,
+) -> jax.Array:
+    """Writes the preprocessed rows_R of images_NHWC into done_NHWC, which is donated."""
+    split = NamedSharding(mesh, PartitionSpec('data'))
+    x_RHWC = jax.lax.with_sharding_constraint(images_NHWC[rows_R], split)
+    x_RHWC = jax.lax.with_sharding_constraint(preprocess(x_RHWC), replicated(mesh))
+    return done_NHWC.at[rows_R].set(x_RHWC)

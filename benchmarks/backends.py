@@ -7,7 +7,7 @@ float32 images that are already on the device.
 import dataclasses
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
@@ -33,16 +33,35 @@ def config(network: str) -> ConfigDict:
     return importlib.import_module(f'experiments.configs.{network}').get_config()
 
 
-def macs_per_image(network: str) -> int:
-    """Returns the multiply-adds of one image's forward pass, without biases."""
+def layers(network: str) -> Iterator[tuple[int, int, int, int]]:
+    """Yields size, kernel, inputs and outputs of each convolution."""
     size, channels, _ = NETWORKS[network]
-    total = 0
     for row in config(network).model.blocks.values():
         for i, features in enumerate(row.features):
-            total += (size * row.kernel if i == 0 else size) ** 2 * channels * features
+            yield size, row.kernel if i == 0 else 1, channels, features
             channels = features
         if row.pool != 'none':
             size = -(-(size - 3) // 2) + 1
+
+
+def macs_per_image(network: str) -> int:
+    """Returns the multiply-adds of one image's forward pass, without biases."""
+    return sum((size * kernel) ** 2 * i * o for size, kernel, i, o in layers(network))
+
+
+def macs_made(network: str, mode: str) -> int:
+    """Returns the multiply-adds per image that this code base makes on a CPU.
+
+    Winograd's algorithm makes fewer than `macs_per_image` counts, and the first layer has no
+    gradient of its input.
+    """
+    from nin_jax.models import winograd
+
+    total = 0
+    for number, (size, kernel, i, o) in enumerate(layers(network)):
+        fast = kernel in winograd.KERNELS and min(i, o) >= winograd.CHANNELS
+        macs = (winograd.products(size, size, kernel) if fast else (size * kernel) ** 2) * i * o
+        total += macs * (1 if mode == 'forward' else 3 if number else 2)
     return total
 
 

@@ -16,7 +16,8 @@ def report(results: dict) -> str:
         f'Made by `{results["command"]}` at commit {results["commit"]}, {results["time"]}; do not '
         f'edit.\n{hardware}; {versions}; load average before: {load:.2f}.\nPeak of a product of '
         f'large matrices: {peak_flops} GFLOP/s. Compare ratios within a table only; its rows were '
-        'measured in alternation.',
+        "measured in alternation. GFLOP/s count direct convolutions; with Winograd's algorithm, "
+        'fewer products are made.',
     ]
     groups: dict[tuple, list] = {}
     for row in results['throughput']:
@@ -31,35 +32,36 @@ def report(results: dict) -> str:
 
 def throughput(rows: list[dict], peak_flops: dict[str, float]) -> str:
     """Returns the table of one network at one batch size."""
+    head = [
+        *('', 'variant', 'precision', 'images/s'),
+        *('/ best PyTorch of it', '/ best PyTorch of any', 'GFLOP/s', 'of peak'),
+        *('products made, of peak', 'first call, s', 'peak memory, MiB'),
+    ]
     cells = []
     for row in sorted(rows, key=lambda row: list(MODES).index(row['mode'])):
-        name = [row['mode'], row['variant']]
+        name = [row['mode'], row['variant'], row['dtype']]
         if 'failed' in row:
-            cells.append([*name, *[''] * 5, row['failed'][:80]])
+            cells.append([*name, *[''] * (len(head) - 4), row['failed'][:80]])
             continue
-        ratio = row.get('ratio_to_best_torch')
+        peak = peak_flops[row['dtype']]
+        made = row.get('made_flop_per_s')
         cells.append(
             [
                 *name,
                 f'{row["images_per_s"]:,.1f}',
-                '' if ratio is None else f'{ratio:.2f}',
+                *(
+                    f'{row[key]:.2f}' if key in row else ''
+                    for key in ('ratio_to_best_torch', 'ratio_to_any_torch')
+                ),
                 f'{row["flop_per_s"] / 1e9:,.1f}',
-                f'{row["flop_per_s"] / peak_flops[row["dtype"]]:.0%}',
+                f'{row["flop_per_s"] / peak:.0%}',
+                '' if made is None else f'{made / peak:.0%}',
                 f'{row["compile_and_first_s"]:.1f}',
                 f'{row["peak_memory_bytes"] / 2**20:,.0f}',
             ]
         )
-    head = [
-        '',
-        'variant',
-        'images/s',
-        '/ best PyTorch',
-        'GFLOP/s',
-        'of peak',
-        'first call, s',
-    ]
     title = f'## {rows[0]["network"]}, batch {rows[0]["batch_size"]}'
-    return f'{title}\n\n{table([*head, "peak memory, MiB"], cells)}'
+    return f'{title}\n\n{table(head, cells)}'
 
 
 def startup(rows: list[dict]) -> str:

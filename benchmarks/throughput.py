@@ -102,21 +102,22 @@ def measure(
 
 
 def finish(rows: list[dict], network: str, batch_size: int, steps: int) -> list[dict]:
-    """Adds images/s, FLOP/s and the ratio to the best PyTorch row of the same mode and dtype."""
+    """Adds images/s, FLOP/s and the ratios to the best PyTorch rows of the same mode.
+
+    'flop_per_s' counts direct convolutions, 'made_flop_per_s' the products that ours makes.
+    """
     macs = backends.macs_per_image(network)
-    for row in rows:
-        if 'failed' not in row:
-            row['images_per_s'] = batch_size * steps / statistics.median(row['rounds_s'])
-            row['flop_per_s'] = row['images_per_s'] * macs * MODES[row['mode']]
-    for row in rows:
-        rivals = [
-            r['images_per_s']
-            for r in rows
-            if r['variant'].startswith('torch')
-            and r['mode'] == row['mode']
-            and r['dtype'] == row['dtype']
-            and 'failed' not in r
-        ]
-        if rivals and 'failed' not in row:
-            row['ratio_to_best_torch'] = row['images_per_s'] / max(rivals)
+    good = [row for row in rows if 'failed' not in row]
+    for row in good:
+        row['images_per_s'] = batch_size * steps / statistics.median(row['rounds_s'])
+        row['flop_per_s'] = row['images_per_s'] * macs * MODES[row['mode']]
+        if not row['variant'].startswith('torch'):
+            made = 2 * backends.macs_made(network, row['mode'])
+            row['made_flop_per_s'] = row['images_per_s'] * made
+    for row in good:
+        rivals = [r for r in good if r['variant'].startswith('torch') and r['mode'] == row['mode']]
+        same = [r for r in rivals if r['dtype'] == row['dtype']]
+        for name, others in (('ratio_to_best_torch', same), ('ratio_to_any_torch', rivals)):
+            if others:
+                row[name] = row['images_per_s'] / max(r['images_per_s'] for r in others)
     return rows

@@ -23,6 +23,8 @@ from jax import lax
 
 # Outputs per tile and axis, by kernel size. More outputs save products but lose precision.
 _OUTPUTS = {3: 2, 5: 4}
+KERNELS = tuple(_OUTPUTS)
+CHANNELS = 16  # with fewer, the direct form is faster
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity
 
 
@@ -31,11 +33,20 @@ def suits(x_BHWC: jax.Array, kernel_HWIO: jax.Array, stride: int, padding: int) 
     height, width, inputs, outputs = kernel_HWIO.shape
     return (
         height == width
-        and height in _OUTPUTS
+        and height in KERNELS
         and (stride, padding) == (1, height // 2)
-        and min(inputs, outputs) >= 16
+        and min(inputs, outputs) >= CHANNELS
         and x_BHWC.dtype == jnp.float32
     )
+
+
+def products(height: int, width: int, taps: int) -> int:
+    """Returns the multiply-adds of `conv` for one image and one pair of channels.
+
+    Those of the transforms, which do not grow with the number of pairs, are not counted.
+    """
+    m = _OUTPUTS[taps]
+    return -(-height // m) * -(-width // m) * (m + taps - 1) ** 2
 
 
 @functools.cache

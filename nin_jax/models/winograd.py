@@ -90,14 +90,11 @@ def kernel_gradient(x_BHWC: jax.Array, grad_BHWO: jax.Array, taps: int) -> jax.A
     rows = [_every(grad_BHWO, i, m, axis=1) for i in range(m)]
     grad_TBNWO = lax.optimization_barrier(jnp.stack(_mix(at_mt.T, rows)))
     grad_TTBNNO = _mix(at_mt.T, [_every(grad_TBNWO, i, m, axis=3) for i in range(m)])
-    kernel_TTCO = [
+    kernel_TTCO = [  # columns, then rows
         _over_tiles(x_TBNNC, grad_TBNNO)
         for x_TBNNC, grad_TBNNO in zip(_tiles(x_BHWC, taps), grad_TTBNNO, strict=True)
     ]
-    kernel_TrCO = lax.optimization_barrier(
-        [jnp.stack(_mix(g_tr.T, _unstack(kernel_TCO))) for kernel_TCO in kernel_TTCO]
-    )
-    return jnp.stack(_mix(g_tr.T, kernel_TrCO), axis=1)
+    return _both(g_tr.T, jnp.stack(kernel_TTCO))
 
 
 def _tiles(x_BHWC: jax.Array, taps: int) -> list[jax.Array]:
@@ -121,10 +118,11 @@ def _tiles(x_BHWC: jax.Array, taps: int) -> list[jax.Array]:
     return _mix(b_tt, [_every(x_TBNWC, i, m, axis=3, count=tiles[1]) for i in range(t)])
 
 
-def _both(matrix: np.ndarray, kernel: jax.Array) -> list[jax.Array]:
-    """Applies a matrix to the first two axes of a kernel; a list over the second."""
-    half = lax.optimization_barrier(jnp.stack(_mix(matrix, _unstack(kernel))))
-    return _mix(matrix, _unstack(half, axis=1))
+def _both(matrix: np.ndarray, kernel: jax.Array) -> jax.Array:
+    """Applies a matrix to the first two axes of a kernel, and exchanges them."""
+    weights = jnp.asarray(matrix, kernel.dtype)
+    half = lax.optimization_barrier(jnp.einsum('ti,ijco->tjco', weights, kernel))
+    return jnp.einsum('sj,tjco->stco', weights, half)
 
 
 def _mix(matrix: np.ndarray, arrays: list[jax.Array]) -> list[jax.Array]:
@@ -155,5 +153,5 @@ def _every(x: jax.Array, first: int, step: int, axis: int, count: int | None = N
     return lax.slice_in_dim(x, first, end, step, axis)
 
 
-def _unstack(x: jax.Array, axis: int = 0) -> list[jax.Array]:
-    return [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
+def _unstack(x: jax.Array) -> list[jax.Array]:
+    return [lax.index_in_dim(x, i, keepdims=False) for i in range(len(x))]

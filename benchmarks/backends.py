@@ -83,7 +83,7 @@ def ours(network: str, dtype: str, batch_size: int, steps: int) -> Backend:
 
     from nin_jax.data.batches import Examples
     from nin_jax.data.preprocess import Preprocess
-    from nin_jax.devices import is_one_cpu, make_mesh
+    from nin_jax.devices import is_cpu, is_one_cpu, keep_freed_memory, make_mesh
     from nin_jax.plan import make_plan
     from nin_jax.train.step import evaluate, train_steps
     from nin_jax.train.trainer import make_setup
@@ -93,6 +93,8 @@ def ours(network: str, dtype: str, batch_size: int, steps: int) -> Backend:
     settings = config(network)
     settings.dtype, settings.train.batch_size = dtype, batch_size
     mesh = make_mesh(1)
+    if is_cpu(mesh):
+        keep_freed_memory()
     plan = make_plan(settings, count, is_one_cpu(mesh))
     setup, init_state = make_setup(settings, plan, mesh, (size, size, channels), classes)
     state = init_state(0)

@@ -1,5 +1,6 @@
-"""The mesh of a run's devices, and JAX's compilation cache."""
+"""The mesh of a run's devices, JAX's compilation cache, and memory of CPUs."""
 
+import ctypes
 import os
 import statistics
 import time
@@ -11,6 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from nin_jax import distributed
 from nin_jax.errors import ConfigError, UserError
 from nin_jax.files import user_cache
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def make_mesh(devices: int) -> jax.sharding.Mesh:
@@ -66,6 +69,20 @@ def use_compilation_cache() -> None:
     folder = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(user_cache() / 'xla')
     jax.config.update('jax_compilation_cache_dir', folder)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def keep_freed_memory() -> None:
+    """Makes the C library keep freed memory for this process, if it is glibc.
+
+    By default, glibc returns large blocks to the system. The temporaries of every call then come as
+    new pages, and the first write to each page is a page fault.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # another C library
+    mallopt(ctypes.c_int(_M_MMAP_MAX), ctypes.c_int(0))
+    mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(2**31 - 1))
 
 
 def matmul_rate(size: int = 1024, repeats: int = 5) -> float:

@@ -16,7 +16,7 @@ from nin_jax.data.batches import DeviceSplit
 from nin_jax.data.catalog import Dataset
 from nin_jax.data.pipeline import Data, is_streamed, place_split, resize_source
 from nin_jax.data.preprocess import Preprocess
-from nin_jax.devices import is_cpu, is_one_cpu, make_mesh, replicated
+from nin_jax.devices import is_cpu, is_one_cpu, keep_freed_memory, make_mesh, replicated
 from nin_jax.errors import ConfigError
 from nin_jax.models.factory import abstract_model, join, make_model, split_weights
 from nin_jax.plan import Plan, make_plan
@@ -81,6 +81,8 @@ def make_trainer(
       ConfigError: the config does not fit the data or the devices.
     """
     mesh = make_mesh(config.devices)
+    if is_cpu(mesh):
+        keep_freed_memory()
     streamed = is_streamed(config, mesh, data)
     plan = make_plan(config, len(data.train), streamed or is_cpu(mesh))
     setup, init_state = make_setup(config, plan, mesh, data.image_shape, len(data.class_names))

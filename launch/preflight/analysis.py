@@ -23,7 +23,7 @@ from launch.preflight.hlo import step_costs, step_cycles, step_products
 from nin_jax.data import catalog
 from nin_jax.data.batches import Batches, Examples
 from nin_jax.data.catalog import lookup
-from nin_jax.data.preprocess import Preprocess
+from nin_jax.data.preprocess import PRECOMPUTED, Preprocess
 from nin_jax.devices import is_cpu, make_mesh
 from nin_jax.errors import UserError
 from nin_jax.models.factory import fc_classes, layer_blocks
@@ -230,7 +230,7 @@ def on(sharding: NamedSharding, tree):
 def abstract_examples(config: ConfigDict, images: int) -> Examples:
     """Returns the shapes of a split on the device; whitened images are float32."""
     shape = lookup(config.data.name).image_shape
-    dtype = jnp.float32 if config.preprocess.recipe == 'gcn_zca' else jnp.uint8
+    dtype = jnp.float32 if config.preprocess.recipe in PRECOMPUTED else jnp.uint8
     return Examples(
         jax.ShapeDtypeStruct((images, *shape), dtype), jax.ShapeDtypeStruct((images,), jnp.int32)
     )

@@ -21,7 +21,7 @@ ROWS = 256  # images that are preprocessed at a time
 
 
 class Deferred:
-    """All of a split on the device, with its raw images until each has been preprocessed.
+    """All of a split on the device, where each image is zero until a call first takes it.
 
     Args:
       arrays: the split on the host, with uint8 images.
@@ -41,7 +41,7 @@ class Deferred:
     ):
         self._preprocess, self._mesh = preprocess, mesh
         self._seed, self._batch_size = seed, batch_size
-        self._images = place(arrays.images, replicated(mesh))
+        self._images = arrays.images
         self._labels = place(arrays.labels, replicated(mesh))
         shape = self._shapes.images
         self._done = jax.jit(partial(jnp.zeros, shape.shape), out_shardings=shape.sharding)()
@@ -85,12 +85,14 @@ class Deferred:
         """Preprocesses those of the rows that are missing."""
         rows = np.unique(rows[self._missing_N[rows]]).astype(np.int32)
         size = -(-ROWS // self._mesh.size) * self._mesh.size
+        split = NamedSharding(self._mesh, PartitionSpec('data'))
         for start in range(0, len(rows), size):
             part_R = rows[start : start + size]
             part_R = np.pad(part_R, (0, size - len(part_R)), mode='edge')  # one program for all
+            images_RHWC = place(self._images[part_R], split)
             part_R = place(part_R, replicated(self._mesh))
             self._done = preprocess_rows(
-                self._done, self._images, part_R, self._preprocess, mesh=self._mesh
+                self._done, images_RHWC, part_R, self._preprocess, mesh=self._mesh
             )
         self._missing_N[rows] = False
 
@@ -98,14 +100,12 @@ class Deferred:
 @partial(jax.jit, donate_argnames='done_NHWC', static_argnames='mesh')
 def preprocess_rows(
     done_NHWC: jax.Array,
-    images_NHWC: jax.Array,
+    images_RHWC: jax.Array,
     rows_R: jax.Array,
     preprocess: Preprocess,
     *,
     mesh: jax.sharding.Mesh,
 ) -> jax.Array:
-    """Writes the preprocessed rows_R of images_NHWC into done_NHWC, which is donated."""
-    split = NamedSharding(mesh, PartitionSpec('data'))
-    x_RHWC = jax.lax.with_sharding_constraint(images_NHWC[rows_R], split)
-    x_RHWC = jax.lax.with_sharding_constraint(preprocess(x_RHWC), replicated(mesh))
+    """Preprocesses images_RHWC, split over the devices, into the rows_R of done_NHWC (donated)."""
+    x_RHWC = jax.lax.with_sharding_constraint(preprocess(images_RHWC), replicated(mesh))
     return done_NHWC.at[rows_R].set(x_RHWC)

@@ -43,7 +43,7 @@ def throughput(rows: list[dict], peak_flops: dict[str, float]) -> str:
         if 'failed' in row:
             cells.append([*name, *[''] * (len(head) - 4), row['failed'][:80]])
             continue
-        peak = peak_flops[row['dtype']]
+        peak = peak_flops.get(row['dtype']) or max(peak_flops.values())  # 'mixed' has both
         made = row.get('made_flop_per_s')
         cells.append(
             [

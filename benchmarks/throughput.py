@@ -18,6 +18,7 @@ VARIANTS = {  # name -> (dtype, build function)
     'torch': ('float32', partial(backends.pytorch, channels_last=False, compiled=False)),
     'torch nhwc': ('float32', partial(backends.pytorch, channels_last=True, compiled=False)),
     'torch compile': ('float32', partial(backends.pytorch, channels_last=True, compiled=True)),
+    'ours mixed': ('mixed', backends.ours),
     'ours bf16': ('bfloat16', backends.ours),
     'torch nhwc bf16': (
         'bfloat16',

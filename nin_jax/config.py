@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from nin_jax.errors import ConfigError, did_you_mean
 
 CHOICES = {
-    'dtype': ('float32', 'bfloat16'),
+    'dtype': ('float32', 'bfloat16', 'mixed'),
     'data.residency': ('auto', 'device', 'stream'),
     'optim.rule': ('sgd', 'nesterov', 'muon'),
     'optim.schedule': ('drops', 'plateau', 'cosine', 'one_cycle'),
@@ -65,7 +65,9 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # seed of initialization, batch order, augmentation and dropout
     config.devices = 0  # number of devices to use; 0 for all
-    config.dtype = 'float32'  # or 'bfloat16'; parameters are always float32
+    # Or 'bfloat16', or 'mixed': the products of 1x1 convolutions are of bfloat16 numbers, and their
+    # sums and everything else float32. Parameters are always float32.
+    config.dtype = 'float32'
 
     config.data = ConfigDict()
     config.data.name = 'cifar10'  # an entry of nin_jax/data/catalog.py

@@ -49,6 +49,7 @@ def make_model(
       ConfigError: see `layer_blocks`.
     """
     height, width, channels = image_shape
+    mixed = config.dtype == 'mixed'
     return NIN(
         layer_blocks(config, num_classes),
         channels,
@@ -59,7 +60,8 @@ def make_model(
         norm=config.model.norm,
         class_maps=config.model.class_maps,
         class_bias=config.model.class_bias,
-        dtype=jnp.dtype(config.dtype),
+        dtype=jnp.dtype('float32' if mixed else config.dtype),
+        operands=jnp.dtype('bfloat16') if mixed else None,
         rngs=nnx.Rngs(key),
     )
 

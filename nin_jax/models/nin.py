@@ -51,6 +51,7 @@ class Conv(nnx.Module):
       stride: stride in both directions; there is no padding if it is above 1.
       batch_norm: whether to apply batch normalization.
       dtype: dtype of the computation; the parameters are float32.
+      operands: dtype that the operands of a 1x1 convolution are rounded to; None for `dtype`.
       rngs: rngs for the initialization.
     """
 
@@ -64,6 +65,7 @@ class Conv(nnx.Module):
         stride: int = 1,
         batch_norm: bool = False,
         dtype: jnp.dtype = jnp.float32,
+        operands: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
         init = (
@@ -77,14 +79,18 @@ class Conv(nnx.Module):
             else None
         )
         self.stride, self.dtype = stride, dtype
+        self.operands = operands if kernel == 1 else None
 
     def __call__(
         self, x_BHWC: jax.Array, training: bool = False, *, relu: bool = False
     ) -> jax.Array:
         """Returns the pre-activations (B, H, W, features) in `dtype`, or their ReLU."""
-        kernel = self.kernel[...].astype(self.dtype)
-        padding = kernel.shape[0] // 2 if self.stride == 1 else 0
-        y_BHWC = ops.conv2d(x_BHWC.astype(self.dtype), kernel, stride=self.stride, padding=padding)
+        x_BHWC, kernel = x_BHWC.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if self.operands is not None:
+            y_BHWC = ops.mixed_conv1x1(x_BHWC, kernel, self.operands)
+        else:
+            padding = kernel.shape[0] // 2 if self.stride == 1 else 0
+            y_BHWC = ops.conv2d(x_BHWC, kernel, stride=self.stride, padding=padding)
         return fused.normalize_bias_relu(
             y_BHWC, self.norm, self.bias[...], training=training, relu=relu
         )
@@ -104,7 +110,7 @@ class MLPConv(nnx.Module):
       batch_norm: whether to apply batch normalization before each activation function.
       class_maps: if the last layer outputs the class maps, its activation: 'relu' (the paper's) or
         'linear'. Class maps are not normalized. None for the other mlpconv layers.
-      dtype: see `Conv`.
+      dtype, operands: see `Conv`.
       rngs: rngs for the initialization.
     """
 
@@ -117,6 +123,7 @@ class MLPConv(nnx.Module):
         batch_norm: bool = False,
         class_maps: str | None = None,
         dtype: jnp.dtype = jnp.float32,
+        operands: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
         self.names = ('conv', *(f'cccp{i}' for i in range(1, len(block.features))))
@@ -134,7 +141,7 @@ class MLPConv(nnx.Module):
             else:
                 norm = batch_norm and not (class_maps and name == self.names[-1])
                 stride = block.stride if name == 'conv' else 1
-                layer = partial(Conv, stride=stride, batch_norm=norm)
+                layer = partial(Conv, stride=stride, batch_norm=norm, operands=operands)
             layers[name] = layer(i, o * block.pieces, k, init_std=std, dtype=dtype, rngs=rngs)
         self.layers = nnx.Dict(layers)
 
@@ -172,6 +179,7 @@ class NIN(nnx.Module):
       class_bias: initial bias of the class maps. With the paper's 0, about half of the maps are
         dead at initialization (negative everywhere), which causes a plateau of several epochs.
       dtype: dtype of the computation; the parameters are float32.
+      operands: see `Conv`.
       rngs: rngs for the initialization.
     """
 
@@ -188,6 +196,7 @@ class NIN(nnx.Module):
         class_maps: str = 'relu',
         class_bias: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
+        operands: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
         mlpconvs, features, size = {}, in_features, image_size
@@ -199,6 +208,7 @@ class NIN(nnx.Module):
                 batch_norm=norm == 'batch',
                 class_maps=class_maps if i == len(blocks) and not fc_classes else None,
                 dtype=dtype,
+                operands=operands,
                 rngs=rngs,
             )
             features, size = block.features[-1], size and block_size(size, block)

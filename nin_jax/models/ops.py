@@ -118,6 +118,48 @@ def _conv_backward(
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def mixed_conv1x1(x_BHWC: jax.Array, kernel_HWIO: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """1x1 convolution of operands rounded to `dtype`, with products added up in float32.
+
+    Both gradients are computed in the same way, from the output's gradient rounded to `dtype`.
+    Processors with instructions for bfloat16 multiply faster than in float32, and add as exactly.
+
+    Args:
+      x_BHWC: images, float32.
+      kernel_HWIO: kernel (1, 1, channels in, channels out), float32.
+      dtype: of the operands, such as bfloat16.
+
+    Returns:
+      The convolution (B, H, W, channels out), float32.
+    """
+    return _mixed_forward(x_BHWC, kernel_HWIO, dtype)[0]
+
+
+def _mixed_forward(
+    x_BHWC: jax.Array, kernel_HWIO: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    x_BHWC, kernel_IO = x_BHWC.astype(dtype), kernel_HWIO[0, 0].astype(dtype)
+    return _product(x_BHWC, kernel_IO, ((3,), (0,))), (x_BHWC, kernel_IO)
+
+
+def _mixed_backward(
+    dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], grad_BHWO: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x_BHWC, kernel_IO = saved
+    grad_BHWO = grad_BHWO.astype(dtype)
+    x_NI, grad_NO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWC, grad_BHWO))
+    kernel_grad_IO = _product(x_NI, grad_NO, ((0,), (0,)))
+    return _product(grad_BHWO, kernel_IO, ((3,), (1,))), kernel_grad_IO[None, None]
+
+
+def _product(a: jax.Array, b: jax.Array, contracted: tuple) -> jax.Array:
+    return lax.dot_general(a, b, (contracted, ((), ())), preferred_element_type=jnp.float32)
+
+
+mixed_conv1x1.defvjp(_mixed_forward, _mixed_backward)
+
+
 def _in_float32(function: Callable[..., jax.Array], settings: dict) -> Callable[..., jax.Array]:
     """Wraps `function` to compute in float32 (or wider) and return the inputs' dtype."""
 

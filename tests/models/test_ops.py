@@ -14,6 +14,8 @@ from jax import lax
 from jax.test_util import check_grads
 
 from nin_jax.models import ops
+from nin_jax.models.factory import make_model
+from tests.helpers import load_page
 
 
 def normal(*shape, seed=0, dtype=np.float32):
@@ -324,3 +326,35 @@ def test_batch_spread_over_eight_devices():
         [sys.executable, '-c', _EIGHT_DEVICES], env=env, timeout=120, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_mixed_products_round_only_the_operands():
+    """Against float32 products of rounded operands; the gradient is rounded before it is used."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x_BHWC, kernel_HWIO, grad_BHWO = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(keys, [(4, 9, 9, 48), (1, 1, 48, 32), (4, 9, 9, 32)], strict=True)
+    )
+    rounded = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x_BHWC, kernel_HWIO, grad_BHWO)]
+    expected, transpose = jax.vjp(ops.conv2d, *rounded[:2])
+    actual, mixed_transpose = jax.vjp(
+        lambda x, kernel: ops.mixed_conv1x1(x, kernel, jnp.bfloat16), x_BHWC, kernel_HWIO
+    )
+    pairs = zip(
+        (actual, *mixed_transpose(grad_BHWO)), (expected, *transpose(rounded[2])), strict=True
+    )
+    for mixed, wide in pairs:
+        assert mixed.dtype == jnp.float32
+        np.testing.assert_allclose(mixed, wide, rtol=0, atol=1e-5 * np.abs(wide).max())
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'mixed'])
+def test_mixed_is_of_1x1_convolutions_only(dtype):
+    config = load_page('quickstart')
+    config.dtype = dtype
+    network = make_model(config, (28, 28, 1), 10, jax.random.key(0))
+    layers = network.mlpconvs['mlpconv1'].layers
+    operands = {name: layer.operands for name, layer in layers.items()}
+    bfloat16 = jnp.dtype('bfloat16') if dtype == 'mixed' else None
+    assert operands == {'conv': None, 'cccp1': bfloat16, 'cccp2': bfloat16}
+    assert layers['conv'].dtype == jnp.float32

@@ -87,7 +87,7 @@ class Conv(nnx.Module):
         """Returns the pre-activations (B, H, W, features) in `dtype`, or their ReLU."""
         x_BHWC, kernel = x_BHWC.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if self.operands is not None:
-            y_BHWC = ops.mixed_conv1x1(x_BHWC, kernel, self.operands)
+            y_BHWC: Any = ops.mixed_conv1x1(x_BHWC, kernel, self.operands)
         else:
             padding = kernel.shape[0] // 2 if self.stride == 1 else 0
             y_BHWC = ops.conv2d(x_BHWC, kernel, stride=self.stride, padding=padding)

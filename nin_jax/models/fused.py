@@ -1,4 +1,4 @@
-"""Batch normalization, bias and ReLU of a layer, with less memory traffic on NVIDIA GPUs.
+"""Batch normalization, bias and ReLU of a layer, with less work on NVIDIA GPUs and TPUs.
 
 On a GPU, memory bandwidth bounds the network. XLA's derivatives of these operations keep values
 that prevent their fusion into the convolution, and read the activations more often than necessary.
@@ -8,9 +8,14 @@ The forms for GPUs have their own gradients, which agree with automatic differen
 * in bfloat16: the bias is rounded to bfloat16 before it is added, instead of the sum only;
 * batch normalization: up to 1e-5 of the largest value.
 
+On a TPU, XLA packs which activations are positive into bits, for the gradient of the ReLU, and
+unpacks them, both slowly. The form for TPUs keeps a bfloat16 copy of the output instead. At the
+default precision, the next convolution reads the same copy. Outputs and gradients have equal bits,
+except for the order of the bias gradient's sum.
+
 On all other platforms, the programs are exactly those of the plain expressions.
 `lax.platform_dependent` chooses for the platform that a program is lowered for.
-`benchmarks/NOTES.md` has the memory traffic of both forms.
+`benchmarks/NOTES.md` has the memory traffic and the expected cycles of the forms.
 """
 
 from functools import partial
@@ -44,8 +49,13 @@ def normalize_bias_relu(
       An array of the shape and dtype of `y_BHWC`.
     """
     if norm is None:
-        plain, fused = partial(_plain, relu=relu), partial(_bias_relu, relu)
-        return lax.platform_dependent(y_BHWC, bias_C, cuda=fused, default=plain)
+        return lax.platform_dependent(
+            y_BHWC,
+            bias_C,
+            cuda=partial(_bias_relu, relu),
+            tpu=partial(_tpu_bias_relu, relu),
+            default=partial(_plain, relu=relu),
+        )
     if training:
         return _batch_norm(y_BHWC, norm, bias_C, relu)
     normal_BHWC = norm(y_BHWC.astype(jnp.float32), use_running_average=True)
@@ -90,6 +100,23 @@ def _bias_relu_backward(
 
 
 _bias_relu.defvjp(_bias_relu_forward, _bias_relu_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tpu_bias_relu(relu: bool, y_BHWC: jax.Array, bias_C: jax.Array) -> jax.Array:
+    return _plain(y_BHWC, bias_C, relu=relu)
+
+
+def _tpu_bias_relu_forward(
+    relu: bool, y_BHWC: jax.Array, bias_C: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    y_BHWC = _plain(y_BHWC, bias_C, relu=relu)
+    # bfloat16 has the exponents of float32, so it has the same positive values. Without the
+    # barrier, XLA packs the comparison with zero into bits.
+    return y_BHWC, lax.optimization_barrier(y_BHWC.astype(jnp.bfloat16)) if relu else None
+
+
+_tpu_bias_relu.defvjp(_tpu_bias_relu_forward, _bias_relu_backward)
 
 
 # ---- batch normalization, bias and ReLU -----------------------------------------------------

@@ -1,4 +1,4 @@
-"""Normalization, bias and ReLU: the forms for GPUs against automatic differentiation."""
+"""Normalization, bias and ReLU: the forms for GPUs and TPUs against automatic differentiation."""
 
 import collections
 import re
@@ -22,21 +22,35 @@ def gradients(layer, *arrays):
 
 
 @pytest.mark.parametrize('relu', [True, False])
-def test_bias_and_relu_have_the_bits_of_the_plain_form(relu):
+@pytest.mark.parametrize('form', [fused._bias_relu, fused._tpu_bias_relu])
+def test_bias_and_relu_have_the_bits_of_the_plain_form(form, relu):
     y_BHWC, bias_C = normal(4, 6, 5, 8), normal(8, seed=1)
-    ours = gradients(lambda y, b: fused._bias_relu(relu, y, b), y_BHWC, bias_C)
+    ours = gradients(lambda y, b: form(relu, y, b), y_BHWC, bias_C)
     plain = gradients(lambda y, b: fused._plain(y, b, relu=relu), y_BHWC, bias_C)
     for a, b in zip(ours[:2], plain[:2], strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(ours[2], plain[2], rtol=1e-6, atol=1e-6)
 
 
-def test_relu_of_nothing_and_of_nan_is_that_of_the_plain_form():
-    y_BHWC, bias_C = jnp.asarray([[[[0.0, -0.0, jnp.nan, -1.0]]]]), jnp.zeros(4)
-    ours = gradients(lambda y, b: fused._bias_relu(True, y, b), y_BHWC, bias_C)
+@pytest.mark.parametrize('form', [fused._bias_relu, fused._tpu_bias_relu])
+def test_relu_of_nothing_and_of_nan_is_that_of_the_plain_form(form):
+    # 1.2e-38 is the least positive number of either dtype that is not subnormal.
+    y_BHWC = jnp.asarray([[[[0.0, -0.0, jnp.nan, -1.0, 1.2e-38, jnp.inf]]]])
+    bias_C = jnp.zeros(6)
+    ours = gradients(lambda y, b: form(True, y, b), y_BHWC, bias_C)
     plain = gradients(lambda y, b: fused._plain(y, b, relu=True), y_BHWC, bias_C)
     for a, b in zip(ours, plain, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('relu', [True, False])
+def test_tpus_have_the_bits_of_the_plain_form_in_bfloat16(relu):
+    y_BHWC, bias_C = normal(16, 16, 16, 4, dtype=jnp.bfloat16), normal(4, seed=1)
+    ours = gradients(lambda y, b: fused._tpu_bias_relu(relu, y, b), y_BHWC, bias_C)
+    plain = gradients(lambda y, b: fused._plain(y, b, relu=relu), y_BHWC, bias_C)
+    for a, b in zip(ours[:2], plain[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(ours[2], plain[2], rtol=1e-5, atol=1e-5)
 
 
 def test_bias_in_bfloat16_rounds_and_its_gradient_does_not():
@@ -103,9 +117,18 @@ def operations(function, platform, *arrays) -> collections.Counter:
     return counts - collections.Counter(dict.fromkeys(removed, 10**9))
 
 
-@pytest.mark.parametrize(('platform', 'ours'), [('cuda', True), ('cpu', False), ('tpu', False)])
-@pytest.mark.parametrize('normalized', [False, True])
-def test_gpus_alone_have_their_own_forms(platform, ours, normalized):
+@pytest.mark.parametrize(
+    ('platform', 'normalized', 'ours'),
+    [
+        ('cuda', False, True),
+        ('cuda', True, True),
+        ('tpu', False, True),
+        ('tpu', True, False),
+        ('cpu', False, False),
+        ('cpu', True, False),
+    ],
+)
+def test_forms_by_platform(platform, normalized, ours):
     def layer(y, bias):
         norm = batch_norm() if normalized else None
         return fused.normalize_bias_relu(y, norm, bias, training=True, relu=True)

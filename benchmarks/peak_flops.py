@@ -4,6 +4,8 @@ import multiprocessing
 import statistics
 import time
 
+SLOWEST_S = 5.0  # of a call
+
 
 def measure(size: int | None = None, repeats: int = 9) -> dict[str, float]:
     """Returns {dtype: FLOP/s}, the median of the faster library; each in a separate process."""
@@ -41,9 +43,15 @@ def of_torch(size: int | None, repeats: int) -> dict[str, float]:
         if on_gpu:
             torch.cuda.synchronize()
 
+    def square(size: int, dtype: str):
+        return torch.randn(size, size, device='cuda' if on_gpu else 'cpu').to(getattr(torch, dtype))
+
     rates = {}
     for dtype in ('float32', 'bfloat16'):
-        a = torch.randn(size, size, device='cuda' if on_gpu else 'cpu').to(getattr(torch, dtype))
+        small = square(256, dtype)
+        if 2 * size**3 / rate(lambda a=small: multiply(a), 256, 1) > SLOWEST_S:
+            continue  # a dtype that the processor has no instructions for
+        a = square(size, dtype)
         rates[dtype] = rate(lambda a=a: multiply(a), size, repeats)
     return rates
 

@@ -81,6 +81,7 @@ def measure(
             )
             if isinstance(warm_up, str):
                 rows[variant, mode]['failed'] = warm_up
+                processes[variant].kill()  # a late answer would disturb the others
     for _ in range(rounds):
         for mode in MODES:
             for variant in variants:

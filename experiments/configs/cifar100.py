@@ -13,7 +13,7 @@ The released files (cuda-convnet NIN/cifar-100_def, NIN/cifar-100_params) use 1,
 initial weights, a learning rate of 0.02 for every layer (a coefficient of 2 on the cost times 0.01)
 and five times the weight decay. Such a network may never leave its first plateau.
 Cost: 102,000 steps, 17 PFLOP; :modern 78,000 steps, 13 PFLOP; :fast 2,800 steps, 0.29 PFLOP, and
-gets 34.2 % (mean of two seeds).
+gets 34.2 % (mean of three seeds).
 Needs `python -m experiments.prepare cifar100`.
 """
 

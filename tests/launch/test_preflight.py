@@ -45,12 +45,13 @@ def test_shapes_without_data_are_those_of_the_run():
     assert make_plan(run.config, 256, on_cpu=True) == run.plan
 
 
-def test_whitened_images_and_their_zca_have_the_runs_shapes():
+@pytest.mark.parametrize('recipe', ['gcn_zca', 'patch_zca'])
+def test_whitened_images_and_their_zca_have_the_runs_shapes(recipe):
     config = tiny_config()
-    config.preprocess.recipe = 'gcn_zca'
+    config.preprocess.recipe = recipe
     run = assemble(config)
     for real, ours in (
-        (run.train(0).examples, analysis.abstract_examples(config, 256)),
+        (run.train(0).feed_shapes(1), analysis.abstract_examples(config, 256)),
         (run.preprocess, analysis.abstract_preprocess(config)),
     ):
         same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), real, ours)

@@ -55,11 +55,17 @@ def macs_made(network: str, mode: str) -> int:
     Winograd's algorithm makes fewer than `macs_per_image` counts, and the first layer has no
     gradient of its input.
     """
+    import jax
+
     from nin_jax.models import winograd
 
     total = 0
     for number, (size, kernel, i, o) in enumerate(layers(network)):
-        fast = kernel in winograd.KERNELS and min(i, o) >= winograd.CHANNELS
+        x_BHWC, kernel_HWIO = (
+            jax.ShapeDtypeStruct(shape, 'float32')
+            for shape in ((1, size, size, i), (kernel, kernel, i, o))
+        )
+        fast = winograd.suits(x_BHWC, kernel_HWIO, stride=1, padding=kernel // 2)
         macs = (winograd.products(size, size, kernel) if fast else (size * kernel) ** 2) * i * o
         total += macs * (1 if mode == 'forward' else 3 if number else 2)
     return total

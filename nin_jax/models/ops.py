@@ -148,9 +148,8 @@ def _mixed_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x_BHWC, kernel_IO = saved
     grad_BHWO = grad_BHWO.astype(dtype)
-    x_NI, grad_NO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWC, grad_BHWO))
-    kernel_grad_IO = _product(x_NI, grad_NO, ((0,), (0,)))
-    return _product(grad_BHWO, kernel_IO, ((3,), (1,))), kernel_grad_IO[None, None]
+    kernel_grad_HWIO = _kernel_gradient_1x1(x_BHWC, grad_BHWO, preferred_element_type=jnp.float32)
+    return _product(grad_BHWO, kernel_IO, ((3,), (1,))), kernel_grad_HWIO
 
 
 def _product(a: jax.Array, b: jax.Array, contracted: tuple) -> jax.Array:
@@ -242,13 +241,16 @@ def _kernel_gradient(
     precision: lax.PrecisionLike,
 ) -> jax.Array:
     if (*kernel_HWIO.shape[:2], stride, padding) == (1, 1, 1, 0):
-        # In two dimensions, because XLA would transpose a 4-D input in memory first.
-        x_NI, grad_NO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWC, grad_BHWO))
-        kernel_IO = lax.dot_general(x_NI, grad_NO, (((0,), (0,)), ((), ())), precision=precision)
-        return kernel_IO[None, None]
+        return _kernel_gradient_1x1(x_BHWC, grad_BHWO, precision=precision)
     if precision is None and winograd.suits(x_BHWC, kernel_HWIO, stride, padding):
         return winograd.kernel_gradient(x_BHWC, grad_BHWO, len(kernel_HWIO))
     return _kernel_gradient_by_patches(x_BHWC, kernel_HWIO, grad_BHWO, stride, padding, precision)
+
+
+def _kernel_gradient_1x1(x_BHWC: jax.Array, grad_BHWO: jax.Array, **settings: Any) -> jax.Array:
+    # In two dimensions, because XLA would transpose a 4-D input in memory first.
+    x_NI, grad_NO = (array.reshape(-1, array.shape[-1]) for array in (x_BHWC, grad_BHWO))
+    return lax.dot_general(x_NI, grad_NO, (((0,), (0,)), ((), ())), **settings)[None, None]
 
 
 def _kernel_gradient_by_patches(

@@ -23,8 +23,6 @@ from jax import lax
 
 # Outputs per tile and axis, by kernel size. More outputs save products but lose precision.
 _OUTPUTS = {3: 2, 5: 4}
-KERNELS = tuple(_OUTPUTS)
-CHANNELS = 16  # with fewer, the direct form is faster
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity
 
 
@@ -33,9 +31,9 @@ def suits(x_BHWC: jax.Array, kernel_HWIO: jax.Array, stride: int, padding: int) 
     height, width, inputs, outputs = kernel_HWIO.shape
     return (
         height == width
-        and height in KERNELS
+        and height in _OUTPUTS
         and (stride, padding) == (1, height // 2)
-        and min(inputs, outputs) >= CHANNELS
+        and min(inputs, outputs) >= 16
         and x_BHWC.dtype == jnp.float32
     )
 

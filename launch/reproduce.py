@@ -22,8 +22,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli
 from launch import seeds
-
-FLOPS_PER_MAC = 6  # 2 in the forward pass, and 4 in the backward pass
+from nin_jax.plan import Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,26 +150,30 @@ def cost(e: Experiment, flags: list[str]) -> tuple[int, float]:
     published = catalog.count(config.data.name, config.data.train)
     plan = make_plan(config, min(published, config.data.limit or published), on_cpu=True)
     start, flops = 0, 0.0
-    for until, side in (*plan.image_sizes, (plan.total_steps, 0)):
-        flops += flops_per_image(config, side) * (until - start) * config.train.batch_size
-        start = until
+    for stage, end in plan.stages():
+        flops += flops_per_image(config, stage) * (end - start) * config.train.batch_size
+        start = end
     return plan.total_steps * config.train.batch_size, flops
 
 
-def flops_per_image(config: ConfigDict, side: int = 0) -> float:
-    """Returns the training FLOPs of one image with `side` pixels per side (0: the dataset's)."""
+def flops_per_image(config: ConfigDict, stage: Stage) -> float:
+    """Returns the training FLOPs of one image in a stage of a run.
+
+    A multiply-accumulate is 2 FLOPs in the forward pass, 2 for the gradient of the kernel and 2 for
+    that of the input, which the first trained layer does not need. A frozen layer has only the
+    forward pass.
+    """
     from nin_jax.data import catalog
     from nin_jax.models.factory import fc_classes, layer_blocks
     from nin_jax.models.summary import layer_table
 
     dataset = catalog.lookup(config.data.name)
     height, width, channels = dataset.image_shape
-    rows = layer_table(
-        layer_blocks(config, dataset.num_classes),
-        (side or height, side or width, channels),
-        fc_classes(config, dataset.num_classes),
-    )
-    return FLOPS_PER_MAC * sum(row.macs for row in rows)
+    blocks = layer_blocks(config, dataset.num_classes)
+    shape = (stage.side or height, stage.side or width, channels)
+    rows = layer_table(blocks, shape, fc_classes(config, dataset.num_classes))
+    first = len(layer_table(blocks[: stage.frozen], shape))  # row of the first trained layer
+    return sum((2 if i < first else 4 if i == first else 6) * r.macs for i, r in enumerate(rows))
 
 
 def measured_flops_per_s(steps: int = 4) -> float:
@@ -200,7 +203,7 @@ def measured_flops_per_s(steps: int = 4) -> float:
         )
         jax.block_until_ready((state, metrics))
         seconds = time.perf_counter() - start
-    return images * flops_per_image(config) / seconds
+    return images * flops_per_image(config, Stage()) / seconds
 
 
 def state_of(folder: pathlib.Path) -> str:

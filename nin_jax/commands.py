@@ -137,8 +137,7 @@ def dry_run(config: ConfigDict) -> int:
     state, plan = trainer.init_state(0), trainer.plan
     calls, evaluation = loop.Calls(trainer, state, clock), loop.eval_program(trainer, state, clock)
     programs = {
-        f'training, {side}x{side}' if side else 'training': calls.program(plan.steps_per_call, side)
-        for side in (*(side for _, side in plan.image_sizes), 0)
+        f'training{stage}': calls.program(plan.steps_per_call, stage) for stage, _ in plan.stages()
     }
     programs['evaluation'] = evaluation(0)
     for name, program in programs.items():

@@ -130,6 +130,8 @@ def default_config() -> ConfigDict:
     # Progressive resizing: '20@40% 24@70%' trains on 20x20 pixels up to 40 % of the run, on 24x24
     # up to 70 %, and then on the original size. Global average pooling accepts any size.
     config.train.image_sizes = ''
+    # '60%' stops training mlpconv1 at 60 % of the run; a second duration stops mlpconv2, and so on.
+    config.train.freeze = ''
     config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else all
     config.train.steps_per_call = 0  # steps per dispatch; 0: 10 on a CPU, else an epoch
     config.train.ema = 0.0  # decay of the moving average of the weights; 0: none

@@ -1,11 +1,31 @@
 """Converts the durations of a config to steps."""
 
 import dataclasses
+import itertools
 import re
 
 from ml_collections import ConfigDict
 
 from nin_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of a run with one training program.
+
+    Attributes:
+      side: of the training images in pixels; 0 for the original size.
+      frozen: number of mlpconv layers, from the first, that are no longer trained.
+    """
+
+    side: int = 0
+    frozen: int = 0
+
+    def __str__(self) -> str:
+        """Returns '', ', 24x24', ', mlpconv1 frozen' or the like."""
+        side = f', {self.side}x{self.side}' if self.side else ''
+        layers = f'mlpconv1-{self.frozen}' if self.frozen > 1 else 'mlpconv1'
+        return side + (f', {layers} frozen' if self.frozen else '')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +40,7 @@ class Plan:
       drops: steps at which the learning rate drops.
       warmup: steps until the learning rate reaches `optim.lr`.
       image_sizes: (step, side) pairs; before `step`, images are resized to `side` pixels.
+      freeze: steps at which the first mlpconv layer, the second, ... stop training.
     """
 
     total_steps: int
@@ -30,15 +51,23 @@ class Plan:
     drops: tuple[int, ...]
     warmup: int
     image_sizes: tuple[tuple[int, int], ...] = ()
+    freeze: tuple[int, ...] = ()
 
     def next_call(self, step: int) -> int:
-        """Returns the number of steps of the dispatch at `step`; its images have one size."""
-        ends = [self.total_steps, *(until for until, _ in self.image_sizes if until > step)]
-        return min(self.steps_per_call - step % self.steps_per_call, min(ends) - step)
+        """Returns the number of steps of the dispatch at `step`, all of one stage."""
+        end = next(end for _, end in self.stages() if end > step)
+        return min(self.steps_per_call - step % self.steps_per_call, end - step)
 
-    def image_side(self, step: int) -> int:
-        """Returns the side of the training images at `step` in pixels; 0 for the original size."""
-        return next((side for until, side in self.image_sizes if step < until), 0)
+    def stage(self, step: int) -> Stage:
+        """Returns the image size and the frozen layers at `step`."""
+        side = next((side for until, side in self.image_sizes if step < until), 0)
+        return Stage(side, sum(step >= start for start in self.freeze))
+
+    def stages(self) -> list[tuple[Stage, int]]:
+        """Returns the stages of the run, in order, each with the step at which it ends."""
+        changes = {*(until for until, _ in self.image_sizes), *self.freeze, self.total_steps}
+        ends = sorted(step for step in changes if 0 < step <= self.total_steps)
+        return [(self.stage(start), end) for start, end in itertools.pairwise([0, *ends])]
 
     def is_due(self, start: int, end: int, every: int) -> bool:
         """Whether a call from `start` to `end` crosses a multiple of `every`, or ends the run."""
@@ -83,6 +112,7 @@ def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
         drops=drops,
         warmup=warmup,
         image_sizes=_image_sizes(config.train.image_sizes, epoch, total),
+        freeze=_freeze(config, epoch, total),
     )
 
 
@@ -98,6 +128,19 @@ def _image_sizes(sizes: str, epoch: float, total: int) -> tuple[tuple[int, int],
     if steps != sorted(set(steps)):
         raise ConfigError(f'{key}={sizes!r}: durations must grow from left to right')
     return tuple(found)
+
+
+def _freeze(config: ConfigDict, epoch: float, total: int) -> tuple[int, ...]:
+    """Parses '60% 80%' to steps."""
+    key, words = f'train.freeze={config.train.freeze!r}', config.train.freeze.split()
+    if len(words) >= len(config.model.blocks):
+        raise ConfigError(
+            f'{key}: at least the last of the mlpconv layers must be trained to the end'
+        )
+    steps = [_steps('train.freeze', word, epoch, total) for word in words]
+    if steps != sorted(steps):
+        raise ConfigError(f'{key}: durations must grow from left to right')
+    return tuple(steps)
 
 
 def _steps(key: str, duration: str, epoch: float, total: int = 0, least: int = 1) -> int:

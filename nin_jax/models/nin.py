@@ -239,6 +239,7 @@ class NIN(nnx.Module):
         dropout_keys_B: jax.Array | None = None,
         *,
         training: bool = False,
+        frozen: int = 0,
     ) -> tuple[jax.Array, jax.Array]:
         """Computes logits and class maps of images.
 
@@ -249,6 +250,8 @@ class NIN(nnx.Module):
           dropout_keys_B: one PRNG key per image, so that the dropout of an image does not depend on
             the rest of the batch; None for no dropout.
           training: whether batch normalization uses the statistics of the batch.
+          frozen: number of mlpconv layers, from the first, that pass no gradient and normalize by
+            their running averages.
 
         Returns:
           Float32 logits_BK, and class maps_BHWK in `dtype`. With global average pooling, the logits
@@ -260,7 +263,9 @@ class NIN(nnx.Module):
         """
         for i, block in enumerate(self.blocks, start=1):
             mlpconv = self.mlpconvs[f'mlpconv{i}']
-            x_BHWC = POOLS[block.pool](mlpconv(x_BHWC, training))
+            x_BHWC = POOLS[block.pool](mlpconv(x_BHWC, training and i > frozen))
+            if i == frozen:
+                x_BHWC = jax.lax.stop_gradient(x_BHWC)
             mlpconv.sow(nnx.Intermediate, 'pool', x_BHWC)
             x_BHWC = dropout(
                 x_BHWC, block.dropout, _fold_in(dropout_keys_B, i), mode=self.dropout_mode
@@ -290,11 +295,15 @@ def apply(model: nnx.GraphDef, weights: dict, x_BHWC: jax.Array) -> tuple[jax.Ar
 
 
 def run(
-    network: NIN, x_BHWC: jax.Array, dropout_keys_B: jax.Array | None = None, training: bool = False
+    network: NIN,
+    x_BHWC: jax.Array,
+    dropout_keys_B: jax.Array | None = None,
+    training: bool = False,
+    frozen: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Calls a network and discards the intermediate activations that its modules sow."""
     forward: Any = nnx.capture(network)
-    return forward(x_BHWC, dropout_keys_B, training=training)
+    return forward(x_BHWC, dropout_keys_B, training=training, frozen=frozen)
 
 
 def global_average_pooling(maps_BHWK: jax.Array) -> jax.Array:

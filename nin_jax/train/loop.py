@@ -9,6 +9,7 @@ import jax
 
 from nin_jax import distributed
 from nin_jax.data.batches import Batches, Examples
+from nin_jax.plan import Stage
 from nin_jax.runs.interrupt import Interrupt
 from nin_jax.runs.metrics import Stopwatch
 from nin_jax.runs.recorder import Recorder
@@ -116,26 +117,26 @@ class Calls:
         self._feed: Callable[[int], Examples | Batches] | None = None
 
     def __call__(self, start: int, end: int) -> tuple[jax.stages.Compiled, Examples | Batches]:
-        """Returns program and batches for the steps from `start` to `end`, of one image size."""
-        side = self._trainer.plan.image_side(start)
+        """Returns program and batches for the steps from `start` to `end`, of one stage."""
+        stage = self._trainer.plan.stage(start)
         with self._clock('data'):
-            if side != self._side:
-                self._side = side
-                self._feed = self._trainer.train(side).feed(self._attempt, start)
+            if stage.side != self._side:
+                self._side = stage.side
+                self._feed = self._trainer.train(stage.side).feed(self._attempt, start)
             assert self._feed is not None
             batches = self._feed(end - start)
-        return self.program(end - start, side), batches
+        return self.program(end - start, stage), batches
 
     @functools.cache  # noqa: B019 - lives as long as the attempt
-    def program(self, num_steps: int, side: int = 0) -> jax.stages.Compiled:
-        """Compiles `num_steps` steps on images of `side` pixels (0: their original size)."""
-        batches = self._trainer.train(side).feed_shapes(num_steps)
+    def program(self, num_steps: int, stage: Stage) -> jax.stages.Compiled:
+        """Compiles `num_steps` steps of a stage."""
+        batches = self._trainer.train(stage.side).feed_shapes(num_steps)
         with self._clock('compile'):
             return train_steps.lower(
                 self._state_shapes,
                 batches,
                 self._trainer.preprocess,
-                setup=self._trainer.setup,
+                setup=dataclasses.replace(self._trainer.setup, frozen=stage.frozen),
                 num_steps=num_steps,
             ).compile()
 

@@ -71,6 +71,7 @@ class Setup:
       augment: augmentation of training images.
       ema: decay of the moving averages of the weights; 0 for none.
       tta: the views whose logits are averaged in evaluation.
+      frozen: number of mlpconv layers, from the first, that are not trained.
     """
 
     model: nnx.GraphDef
@@ -83,6 +84,7 @@ class Setup:
     augment: Augment = dataclasses.field(default_factory=Augment)
     ema: float = 0.0
     tta: str = 'none'
+    frozen: int = 0
 
 
 @partial(jax.jit, static_argnames=('setup', 'num_steps'), donate_argnames='state')
@@ -128,6 +130,7 @@ def train_steps(
         updates, opt_state = setup.optimizer.update(
             grads, state.opt_state, state.params, value=error
         )
+        updates = without_frozen(updates, setup.frozen)
         dead_steps = jnp.where(jnp.any(logits_BK != 0), 0, state.dead_steps + 1)
         params: Any = optax.apply_updates(state.params, updates)
         state = TrainState(
@@ -147,6 +150,17 @@ def train_steps(
         'error': jnp.mean(errors),
         'dead_steps': state.dead_steps,
     }
+
+
+def without_frozen(updates: Any, frozen: int) -> Any:
+    """Sets the updates of the first `frozen` mlpconv layers to 0.
+
+    Their gradient is 0, but an optimizer would still apply momentum and weight decay.
+    """
+    names = {f'mlpconv{i}' for i in range(1, frozen + 1)}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, update: jnp.zeros_like(update) if path[1].key in names else update, updates
+    )
 
 
 def moving_average(state: TrainState, weights: dict, decay: float) -> dict:
@@ -178,7 +192,7 @@ def loss_and_gradient(
         params: dict, x_bHWC: jax.Array, targets_b: jax.Array, keys_b: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, dict]]:
         model = nnx.merge(setup.model, nnx.State(join(params, stats or {})))
-        logits_bK, _ = run(model, x_bHWC, keys_b, training=True)
+        logits_bK, _ = run(model, x_bHWC, keys_b, training=True, frozen=setup.frozen)
         loss = jnp.sum(cross_entropy(logits_bK, targets_b)) / setup.batch_size
         return loss, (logits_bK, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 

@@ -1,0 +1,124 @@
+"""Stages of a run: smaller images first, and mlpconv layers that stop training."""
+
+import jax
+import numpy as np
+import pytest
+
+from launch.reproduce import flops_per_image
+from nin_jax.config import default_config
+from nin_jax.plan import Stage, make_plan
+from nin_jax.runs.metrics import Stopwatch
+from nin_jax.train import loop
+from tests.helpers import assemble, load_page, plan_of, tiny_config
+
+
+def staged_config():
+    config = tiny_config()
+    config.model.norm, config.optim.rule = 'batch', 'nesterov'
+    config.train.image_sizes, config.train.freeze = '20@50%', '75%'
+    return config
+
+
+def train_to(run, stops):
+    """The states after each of `stops`, with one call between two of them at most."""
+    state, step, states = run.start(0), 0, []
+    calls = loop.Calls(run, state, Stopwatch())
+    for stop in stops:
+        while step < stop:
+            end = min(step + run.plan.next_call(step), stop)
+            program, batches = calls(step, end)
+            state, _ = program(state, batches, run.preprocess)
+            step = end
+        states.append(jax.device_get(state))
+    return states
+
+
+def test_stages_follow_each_other_to_the_end():
+    plan = plan_of(steps_per_call=4, image_sizes=((3, 20), (6, 24)), freeze=(6, 8))
+    assert plan.stages() == [(Stage(20), 3), (Stage(24), 6), (Stage(0, 1), 8), (Stage(0, 2), 10)]
+    ends, step = [], 0
+    while step < 10:
+        step += plan.next_call(step)
+        ends.append(step)
+    assert ends == [3, 4, 6, 8, 10]
+    assert plan_of().stages() == [(Stage(), 10)]
+
+
+def test_a_frozen_layer_stays_and_the_others_train_on():
+    before, after = train_to(assemble(staged_config()), (18, 24))
+    for tree in ('params', 'stats'):
+        old, new = (getattr(state, tree)['mlpconvs'] for state in (before, after))
+        jax.tree.map(np.testing.assert_array_equal, old['mlpconv1'], new['mlpconv1'])
+        assert jax.tree.all(
+            jax.tree.map(lambda a, b: (a != b).any(), old['mlpconv2'], new['mlpconv2'])
+        )
+    velocity = jax.tree.leaves(before.opt_state)
+    assert any(np.abs(leaf).max() > 0 for leaf in velocity)  # momentum alone would move it
+
+
+def test_later_layers_train_as_if_nothing_were_frozen():
+    """In the first step; without batch normalization, whose statistics would differ."""
+    config, results = tiny_config(), []
+    for frozen in ('', '1steps'):
+        config.train.freeze = frozen
+        results.append(train_to(assemble(config), (1, 2))[1].params['mlpconvs'])
+    free, held = results
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        free['mlpconv2'],
+        held['mlpconv2'],
+    )
+    assert (
+        free['mlpconv1']['layers']['conv']['kernel'] != held['mlpconv1']['layers']['conv']['kernel']
+    ).any()
+
+
+@pytest.mark.parametrize('stop', [7, 12, 18, 20])
+def test_a_resumed_run_ends_with_the_same_weights(stop):
+    run = assemble(staged_config())
+    middle, whole = train_to(run, (stop, 24))
+    state = jax.device_put(middle, jax.tree.map(lambda s: s.sharding, run.state_shapes()))
+    calls, step = loop.Calls(run, state, Stopwatch()), stop
+    while step < 24:
+        end = step + run.plan.next_call(step)
+        program, batches = calls(step, end)
+        state, _ = program(state, batches, run.preprocess)
+        step = end
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), whole.params)
+
+
+def test_floating_point_operations_of_a_stage():
+    """Counted by hand for the layers of table 1."""
+    config = load_page('cifar10', 'fast')
+    full, small, frozen = (
+        flops_per_image(config, stage) for stage in (Stage(), Stage(16), Stage(0, 1))
+    )
+    # Multiply-accumulates of table 1's layers at 32x32 pixels, in millions.
+    conv1, block1, conv2, rest = 14.7456, 61.9315, 117.9648, 42.5902
+    assert full == pytest.approx(1e6 * (6 * (block1 + conv2 + rest) - 2 * conv1), rel=1e-4)
+    assert small == pytest.approx(full / 4, rel=1e-4)
+    assert frozen == pytest.approx(1e6 * (2 * block1 + 4 * conv2 + 6 * rest), rel=1e-4)
+
+
+def test_freezing_saves_the_backward_pass():
+    config = tiny_config()
+    run = assemble(config)
+    calls = loop.Calls(run, run.start(0), Stopwatch())
+    free, held = (calls.program(1, Stage(0, frozen)).cost_analysis()['flops'] for frozen in (0, 1))
+    assert held < 0.6 * free
+
+
+@pytest.mark.parametrize(
+    ('value', 'words'),
+    [
+        ('10% 20% 30%', 'at least the last of the mlpconv layers must be trained to the end'),
+        ('50% 40%', 'durations must grow from left to right'),
+        ('early', "write a duration as '3ep' or '500steps' or '10%'"),
+    ],
+)
+def test_what_cannot_be_frozen(value, words):
+    config = default_config()
+    config.train.freeze = value
+    with pytest.raises(Exception, match=f"^train.freeze='{value}'") as e:
+        make_plan(config, 1000, on_cpu=True)
+    assert str(e.value).endswith(words)

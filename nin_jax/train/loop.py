@@ -70,7 +70,9 @@ def run_attempt(
         evaluating = plan.is_due(start, step, plan.eval_every)
         saving = plan.is_due(start, step, plan.checkpoint_every)
         # Reads the previous call's metrics during the newest call. Several processes are in sync.
+        # The next stage's compilation is not training time.
         at_once = evaluating or saving or stopping or distributed.several()
+        at_once = at_once or plan.stage(step) != plan.stage(start)
         while len(unread) > (0 if at_once else 1):
             record_metrics(trainer, recorder, *unread.pop(0))
         error = score(state) if evaluating else None

@@ -46,6 +46,7 @@ SWITCHES: dict[str, dict[str, tuple[str, ...]]] = {
             '--config.optim.last_layer_lr=1.0',
         ),
         'image_sizes': ('--config.train.image_sizes=',),
+        'freeze': ('--config.train.freeze=',),
         'batch_size': ('--config.train.batch_size=500',),
     },
 }

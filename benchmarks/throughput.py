@@ -68,8 +68,9 @@ def measure(
         )
         processes[variant].start()
         theirs.close()  # so that `recv` ends if the process dies
+        failure = ''
         for mode in MODES:  # sequentially, because compilation is timed
-            warm_up = ask(pipes[variant], mode, limit)
+            warm_up = failure or ask(pipes[variant], mode, limit)
             rows[variant, mode] = dict(
                 network=network,
                 batch_size=batch_size,
@@ -80,7 +81,7 @@ def measure(
                 rounds_s=[],
             )
             if isinstance(warm_up, str):
-                rows[variant, mode]['failed'] = warm_up
+                rows[variant, mode]['failed'] = failure = warm_up
                 processes[variant].kill()  # a late answer would disturb the others
     for _ in range(rounds):
         for mode in MODES:

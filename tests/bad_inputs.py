@@ -169,6 +169,8 @@ VALUES = [
         ('checkpoint.every', '1e9ep', "checkpoint.every='1e9ep'"),
         ('optim.drops', '30ep 20ep', "optim.drops='30ep 20ep'"),
         ('optim.drops', 'late', "optim.drops='late'"),
+        ('train.freeze', '10% 20%', "train.freeze='10% 20%'", 'trained to the end'),
+        ('train.freeze', 'early', "train.freeze='early'"),
         ('data.name', 'mnits', "'mnits'", "'mnist'"),
         ('data.eval', 'tset', "'tset'", "'test'"),
         ('data.eval', 'test+test', "'test+test'"),

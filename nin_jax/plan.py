@@ -93,9 +93,11 @@ def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
             f'train.duration={config.train.duration!r}: {total} steps of '
             f'{batch_size} images is past 2**31 images, choose less'
         )
-    drops = tuple(_steps('optim.drops', d, epoch, total) for d in config.optim.drops.split())
-    if list(drops) != sorted(drops):
-        raise ConfigError(f'optim.drops={config.optim.drops!r}: must grow from left to right')
+    if len(config.train.freeze.split()) >= len(config.model.blocks):
+        raise ConfigError(
+            f'train.freeze={config.train.freeze!r}: at least the last of the mlpconv layers '
+            'must be trained to the end'
+        )
     warmup = _steps('optim.warmup', config.optim.warmup, epoch, total, least=0)
     if warmup > total:
         raise ConfigError(
@@ -109,10 +111,10 @@ def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
         steps_per_call=call,
         eval_every=_steps('eval.every', config.eval.every, epoch, total),
         checkpoint_every=_steps('checkpoint.every', config.checkpoint.every, epoch, total),
-        drops=drops,
+        drops=_growing_steps('optim.drops', config.optim.drops, epoch, total),
         warmup=warmup,
         image_sizes=_image_sizes(config.train.image_sizes, epoch, total),
-        freeze=_freeze(config, epoch, total),
+        freeze=_growing_steps('train.freeze', config.train.freeze, epoch, total),
     )
 
 
@@ -130,17 +132,12 @@ def _image_sizes(sizes: str, epoch: float, total: int) -> tuple[tuple[int, int],
     return tuple(found)
 
 
-def _freeze(config: ConfigDict, epoch: float, total: int) -> tuple[int, ...]:
-    """Parses '60% 80%' to steps."""
-    key, words = f'train.freeze={config.train.freeze!r}', config.train.freeze.split()
-    if len(words) >= len(config.model.blocks):
-        raise ConfigError(
-            f'{key}: at least the last of the mlpconv layers must be trained to the end'
-        )
-    steps = [_steps('train.freeze', word, epoch, total) for word in words]
-    if steps != sorted(steps):
-        raise ConfigError(f'{key}: durations must grow from left to right')
-    return tuple(steps)
+def _growing_steps(key: str, durations: str, epoch: float, total: int) -> tuple[int, ...]:
+    """Converts '60% 80%' to steps."""
+    steps = tuple(_steps(key, duration, epoch, total) for duration in durations.split())
+    if list(steps) != sorted(steps):
+        raise ConfigError(f'{key}={durations!r}: durations must grow from left to right')
+    return steps
 
 
 def _steps(key: str, duration: str, epoch: float, total: int = 0, least: int = 1) -> int:

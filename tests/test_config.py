@@ -229,6 +229,13 @@ def test_values_out_of_range_are_named_with_the_mend(key, value, words):
         ('eval.every', '-1ep', "write a duration as '3ep' or '500steps' or '10%'"),
         ('optim.drops', '30ep 20ep', 'must grow from left to right'),
         (
+            'train.freeze',
+            '10% 20% 30%',
+            'at least the last of the mlpconv layers must be trained to the end',
+        ),
+        ('train.freeze', '50% 40%', 'durations must grow from left to right'),
+        ('train.freeze', 'early', "write a duration as '3ep' or '500steps' or '10%'"),
+        (
             'train.batch_size',
             1001,
             'the training split holds only 1000 images, choose that or less',
@@ -240,7 +247,7 @@ def test_values_out_of_range_are_named_with_the_mend(key, value, words):
 def test_durations_that_cannot_be(key, value, words):
     config = default_config()
     config.update_from_flattened_dict({key: value})
-    with pytest.raises(ConfigError, match=f'^{key}=') as e:
+    with pytest.raises(ConfigError, match='^' + re.escape(f'{key}={value!r}: ')) as e:
         make_plan(config, 1000, on_cpu=True)
     assert str(e.value).endswith(words)
 

@@ -35,17 +35,11 @@ def fast(config: ConfigDict) -> None:
     config.checkpoint.every = '1ep'
 
 
-def as_measured(config: ConfigDict) -> None:
-    """Changes the recipe to the one that CIFAR-100 and MNIST were measured with."""
-    config.train.image_sizes = '24@50%'
-    config.train.freeze = ''
-
-
 def fast_digits(config: ConfigDict) -> None:
     """Applies the recipe for digits, without horizontal flips."""
     fast(config)
-    as_measured(config)
     config.preprocess.recipe = 'scale'
     config.augment.flip = False
     config.train.image_sizes = '20@50%'
+    config.train.freeze = ''
     config.train.duration = '2.5ep'

@@ -69,10 +69,9 @@ def run_attempt(
         unread.append((step, metrics))
         evaluating = plan.is_due(start, step, plan.eval_every)
         saving = plan.is_due(start, step, plan.checkpoint_every)
+        compiling = plan.stage(step) != plan.stage(start)  # the next stage: not training time
         # Reads the previous call's metrics during the newest call. Several processes are in sync.
-        # The next stage's compilation is not training time.
-        at_once = evaluating or saving or stopping or distributed.several()
-        at_once = at_once or plan.stage(step) != plan.stage(start)
+        at_once = evaluating or saving or stopping or compiling or distributed.several()
         while len(unread) > (0 if at_once else 1):
             record_metrics(trainer, recorder, *unread.pop(0))
         error = score(state) if evaluating else None

@@ -71,7 +71,7 @@ class Setup:
       augment: augmentation of training images.
       ema: decay of the moving averages of the weights; 0 for none.
       tta: the views whose logits are averaged in evaluation.
-      frozen: number of mlpconv layers, from the first, that are not trained.
+      frozen: number of mlpconv layers, from the first, that are not trained; that of the stage.
     """
 
     model: nnx.GraphDef

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import pathlib
 import shutil
@@ -191,7 +192,7 @@ class Checkpoints:
                 f'no checkpoint at step {step}: there are '
                 + (', '.join(map(str, reversed(steps))) or 'none')
             )
-        sys.unraisablehook = drop_abandoned_future
+        sys.unraisablehook = drop_abandoned_read
         for candidate in steps if step is None else [step]:
             reason = ''
             try:
@@ -280,7 +281,12 @@ class Checkpoints:
         self._unsure = None
 
 
-def drop_abandoned_future(news: Any) -> None:
-    """Drops the message of a future that Orbax abandons when it finds a damaged file."""
-    if str(news.exc_value) != 'Event loop is closed':
+def drop_abandoned_read(news: Any) -> None:
+    """Drops the message of a read that Orbax abandons when another one finds a damaged file.
+
+    The first damaged array's error is the one that `_read` reports; the other reads are coroutines
+    that fail while they are collected, or futures that find no event loop.
+    """
+    from_orbax = inspect.iscoroutine(news.object) and 'orbax' in news.object.cr_code.co_filename
+    if not from_orbax and str(news.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(news)

@@ -262,16 +262,32 @@ def test_a_step_that_is_not_there_is_named_beside_those_that_are(saved):
         checkpoints.restore(state_at(0), step=9)
 
 
-def test_only_the_abandoned_future_of_orbax_is_not_printed(monkeypatch):
+def test_only_what_orbax_abandons_is_not_printed(monkeypatch):
+    """Of an abandoned read, Python prints what it raises while it is collected."""
     printed = []
-    monkeypatch.setattr(checkpoint.sys, '__unraisablehook__', printed.append)
-    news = [
-        types.SimpleNamespace(exc_value=RuntimeError(text))
-        for text in ('Event loop is closed', 'something else')
-    ]
-    for one in news:
-        checkpoint.drop_abandoned_future(one)
-    assert printed == news[1:]
+    monkeypatch.setattr(checkpoint.sys, '__unraisablehook__', lambda news: printed.append(news))
+    monkeypatch.setattr(checkpoint.sys, 'unraisablehook', checkpoint.drop_abandoned_read)
+    for text in ('Event loop is closed', 'something else'):
+        checkpoint.drop_abandoned_read(
+            types.SimpleNamespace(exc_value=RuntimeError(text), object=None)
+        )
+    for place in ('orbax', 'nin_jax'):
+        abandon_a_coroutine(f'/packages/{place}/read.py')
+    assert [str(news.exc_value) for news in printed] == ['something else', 'of nin_jax']
+
+
+def abandon_a_coroutine(path: str) -> None:
+    """Starts a coroutine of the file `path`, which raises when it is collected, as now."""
+    names: dict = {'Suspended': type('Suspended', (), {'__await__': lambda self: iter([None])})}
+    source = f"""
+async def read():
+    try:
+        await Suspended()
+    finally:
+        raise ValueError('of {pathlib.Path(path).parent.name}')
+"""
+    exec(compile(source, path, 'exec'), names)
+    names['read']().send(None)
 
 
 @pytest.mark.parametrize('exists', [True, False])

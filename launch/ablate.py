@@ -25,7 +25,7 @@ SHARED = {
     'init': NO_INIT,
     'dropout': DROPOUT,
     'crops': ('--config.augment.crop_pad=0',),
-    'flip': ('--config.augment.flip=False',),
+    'flip': ('--config.augment.flip=False', '--config.augment.alternate_flips=False'),
     'label_smoothing': ('--config.augment.label_smoothing=0.0',),
     'schedule': ('--config.optim.schedule=drops', '--config.optim.drops=77% 88%'),
 }
@@ -45,6 +45,7 @@ SWITCHES: dict[str, dict[str, tuple[str, ...]]] = {
             '--config.optim.bias_lr=1.0',
             '--config.optim.last_layer_lr=1.0',
         ),
+        'alternate_flips': ('--config.augment.alternate_flips=False',),
         'image_sizes': ('--config.train.image_sizes=',),
         'freeze': ('--config.train.freeze=',),
         'batch_size': ('--config.train.batch_size=500',),

@@ -85,6 +85,7 @@ def default_config() -> ConfigDict:
     config.augment = ConfigDict()
     config.augment.crop_pad = 0  # pixels of zero padding before a random crop
     config.augment.flip = False  # random horizontal flips
+    config.augment.alternate_flips = False  # instead, each image is flipped in every other epoch
     config.augment.cutout = 0  # side of a zeroed square in pixels; 0 for none
     config.augment.mixup = 0.0  # alpha of mixup; 0 for none
     config.augment.cutmix = 0.0  # alpha of CutMix; 0 for none
@@ -264,6 +265,8 @@ def validate(config: ConfigDict) -> None:
     for key, choices in CHOICES.items():
         if flat[key] not in choices:
             raise ConfigError(f'{key}={flat[key]!r}{did_you_mean(str(flat[key]), choices)}')
+    if config.augment.alternate_flips and not config.augment.flip:
+        raise ConfigError('augment.alternate_flips=True: set augment.flip=True, too')
     if config.model.head == 'gap' and config.model.head_dropout:
         raise ConfigError(
             f"model.head_dropout={config.model.head_dropout!r}: must be 0 with model.head='gap', "

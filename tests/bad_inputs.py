@@ -117,6 +117,7 @@ VALUES = [
         ('preprocess.zca_bias', '-0.1', 'preprocess.zca_bias=-0.1'),
         ('preprocess.zca_bias', 'nan', 'preprocess.zca_bias=nan'),
         ('augment.crop_pad', '65', 'augment.crop_pad=65'),
+        ('augment.alternate_flips', 'True', 'augment.alternate_flips=True', 'augment.flip=True'),
         ('model.class_bias', '-1', 'model.class_bias=-1.0'),
         ('model.head_dropout', '1', 'model.head_dropout=1.0'),
         ('model.head_dropout', '0.5', 'model.head_dropout=0.5', "model.head='gap'"),

@@ -17,6 +17,7 @@ def fast(config: ConfigDict) -> None:
     config.preprocess.recipe = 'patch_zca'
     config.augment.crop_pad = 2
     config.augment.flip = True
+    config.augment.alternate_flips = True
     config.augment.label_smoothing = 0.1
     config.optim.rule = 'muon'
     config.optim.lr = 0.065
@@ -39,7 +40,7 @@ def fast_digits(config: ConfigDict) -> None:
     """Applies the recipe for digits, without horizontal flips."""
     fast(config)
     config.preprocess.recipe = 'scale'
-    config.augment.flip = False
+    config.augment.flip = config.augment.alternate_flips = False
     config.train.image_sizes = '20@50%'
     config.train.freeze = ''
     config.train.duration = '2.5ep'

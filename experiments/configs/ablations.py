@@ -59,7 +59,7 @@ def get_config(arg: str = '') -> ConfigDict:
             config.model.blocks.mlpconv2.dropout = 0.5
         case 'plain':
             config.augment.crop_pad = 0
-            config.augment.flip = False
+            config.augment.flip = config.augment.alternate_flips = False
     if 'smoke' in chosen:
         smoke(config)
     return config

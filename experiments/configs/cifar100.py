@@ -38,6 +38,7 @@ def get_config(arg: str = '') -> ConfigDict:
         modern(config)
     if 'fast' in chosen:
         fast(config)
+        config.augment.alternate_flips = False
         config.train.image_sizes = '24@50%'
         config.train.freeze = ''
         config.train.duration = '5.6ep'

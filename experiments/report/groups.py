@@ -22,6 +22,7 @@ TRAINING = (
     'model.dropout_mode',
     'model.norm',  # the modern recipe's switches from here on
     'model.class_maps',
+    'augment.alternate_flips',
     'augment.cutout',
     'augment.mixup',
     'augment.cutmix',

@@ -245,7 +245,7 @@ def abstract_batches(config: ConfigDict, setup: Setup, plan: Plan) -> Batches:
         Batches(
             *(
                 jax.ShapeDtypeStruct((plan.steps_per_call, *part.shape), part.dtype)
-                for part in (one.images, one.labels)
+                for part in (one.images, one.labels, one.labels)
             )
         ),
     )

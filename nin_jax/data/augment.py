@@ -18,25 +18,47 @@ class Augment:
 
     Attributes:
       classes: number of classes, for labels that are mixtures.
+      examples: number of training images, for the epoch of each image.
       image_side: height of the dataset's images in pixels. Where training images are scaled down,
         crops and cutout shrink with them; 0 for no scaling.
     """
 
     classes: int = 0
+    examples: int = 0
     image_side: int = 0
     crop_pad: int = 0
     flip: bool = False
+    alternate_flips: bool = False
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
     label_smoothing: float = 0.0
 
     def __call__(
-        self, key: jax.Array, x_BHWC: jax.Array, labels_B: jax.Array
+        self,
+        run_key: jax.Array,
+        step: jax.Array | int,
+        x_BHWC: jax.Array,
+        labels_B: jax.Array,
+        indices_B: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns images_BHWC and what to predict: labels_B, or targets_BK that sum to 1."""
+        """Augments the batch of a step.
+
+        Args:
+          run_key: the same in all steps.
+          step: of the run.
+          x_BHWC, labels_B: the batch.
+          indices_B: which training examples they are.
+
+        Returns:
+          images_BHWC, and what to predict: labels_B, or targets_BK that sum to 1.
+        """
+        key, flip = jax.random.fold_in(run_key, step), self.flip
+        if flip and self.alternate_flips:
+            epoch_B = (step * len(x_BHWC) + jnp.arange(len(x_BHWC))) // self.examples
+            flip = alternating_flips(run_key, indices_B, epoch_B)
         pad, hole = self._scaled(self.crop_pad, x_BHWC), self._scaled(self.cutout, x_BHWC)
-        x_BHWC = crop_and_flip(key, x_BHWC, pad=pad, flip=self.flip)
+        x_BHWC = crop_and_flip(key, x_BHWC, pad, flip)
         if hole:  # crop_and_flip has drawn from the keys 0 and 1
             x_BHWC = cutout(jax.random.fold_in(key, 2), x_BHWC, hole)
         if not (self.label_smoothing or self.mixup or self.cutmix):
@@ -56,8 +78,12 @@ class Augment:
         return max(1, round(pixels * x_BHWC.shape[1] / self.image_side))
 
 
-def crop_and_flip(key: jax.Array, x_BHWC: jax.Array, pad: int = 4, flip: bool = True) -> jax.Array:
+def crop_and_flip(
+    key: jax.Array, x_BHWC: jax.Array, pad: int = 4, flip: bool | jax.Array = True
+) -> jax.Array:
     """Moves each image by up to `pad` pixels each way and mirrors it with probability 1/2.
+
+    `flip` may also say of each image whether to mirror it: bool (B,).
 
     Returns images of the same shape and dtype: zeros by `pad` on every side, one random crop of
     the old size, then the flip. Source: the paper's "translation and horizontal flipping
@@ -65,7 +91,7 @@ def crop_and_flip(key: jax.Array, x_BHWC: jax.Array, pad: int = 4, flip: bool = 
     ed58c6c5); 8.81 % error.
     """
     height, width, channels = x_BHWC.shape[1:]
-    offset_B2, flip_B = _draw(key, len(x_BHWC), pad)
+    offset_B2, random_B = _draw(key, len(x_BHWC), pad)
 
     def crop(image_HWC: jax.Array, offset_2: jax.Array) -> jax.Array:
         start = (offset_2[0], offset_2[1], 0)
@@ -74,9 +100,24 @@ def crop_and_flip(key: jax.Array, x_BHWC: jax.Array, pad: int = 4, flip: bool = 
     if pad:
         padded = jnp.pad(x_BHWC, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         x_BHWC = jax.vmap(crop)(padded, offset_B2)
-    if flip:
+    if flip is not False:
+        flip_B = random_B if flip is True else flip
         x_BHWC = jnp.where(flip_B[:, None, None, None], x_BHWC[:, :, ::-1], x_BHWC)
     return x_BHWC
+
+
+def alternating_flips(run_key: jax.Array, indices_B: jax.Array, epoch_B: jax.Array) -> jax.Array:
+    """Which images to mirror, bool (B,): those of a random half, and in odd epochs the others.
+
+    So two epochs show an image both ways, where independent flips repeat every other one
+    (Jordan 2024, arXiv 2404.00498).
+    """
+
+    def first(index: jax.Array) -> jax.Array:
+        # The keys of the steps are folded once.
+        return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(run_key, index), 4))
+
+    return jax.vmap(first)(indices_B) ^ (epoch_B % 2 == 1)
 
 
 def _draw(key: jax.Array, batch: int, pad: int) -> tuple[jax.Array, jax.Array]:

@@ -46,10 +46,17 @@ class Examples:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """The batches of one call of S steps: images_SBHWC and labels_SB, or their shapes."""
+    """The batches of one call of S steps, or their shapes.
+
+    Attributes:
+      images: SBHWC, uint8 or preprocessed float32.
+      labels: int32 (S, B).
+      indices: int32 (S, B), which examples of the split they are.
+    """
 
     images: Any
     labels: Any
+    indices: Any
 
 
 # ---- order ------------------------------------------------------------------------------------
@@ -188,8 +195,8 @@ class Stream:
         batches = self.batches(attempt, first_step)
 
         def next_batches(num_steps: int) -> Batches:
-            images, labels = zip(*(next(batches) for _ in range(num_steps)), strict=True)
-            return Batches(self._on_devices(np.stack(images)), self._on_devices(np.stack(labels)))
+            parts = zip(*(next(batches) for _ in range(num_steps)), strict=True)
+            return Batches(*(self._on_devices(np.stack(part)) for part in parts))
 
         return next_batches
 
@@ -213,19 +220,21 @@ class Stream:
         return np.unique(np.concatenate([all_rows_B[index] for index in where.values()]))
 
     def feed_shapes(self, num_steps: int) -> Batches:
-        return Batches(*self._shapes(self._sharding(None, 'data'), num_steps, self.batch_size))
+        images, labels = self._shapes(self._sharding(None, 'data'), num_steps, self.batch_size)
+        return Batches(images, labels, labels)
 
-    def batches(self, attempt: int, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The batches of steps `first_step`, ... without end: images_BHWC and labels_B.
+    def batches(self, attempt: int, first_step: int) -> Iterator[tuple[np.ndarray, ...]]:
+        """The batches of steps `first_step`, ... without end: images_BHWC, labels_B, indices_B.
 
         Of several processes, each reads only the rows that its own devices hold.
         """
         order, rows_b = HostOrder(self.seed, attempt, len(self)), self._own_rows()
 
-        def read(step: int) -> tuple[np.ndarray, np.ndarray]:
+        def read(step: int) -> tuple[np.ndarray, ...]:
             positions_b = rows_b + step * self.batch_size
             keys_b2 = np.stack([np.full_like(positions_b, order.key), positions_b], axis=-1)
-            return self.source.take(order(positions_b), keys_b2)
+            indices_b = order(positions_b)
+            return *self.source.take(indices_b, keys_b2), indices_b
 
         return self._read_ahead(read, first_step, 2**62, self.batch_size)
 

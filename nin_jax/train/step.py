@@ -119,9 +119,8 @@ def train_steps(
         state: TrainState, batch: jax.Array | Batches
     ) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
         x_BHWC, labels_B = take_batch(examples, batch, preprocess, setup.mesh)
-        x_BHWC, targets_B = setup.augment(
-            jax.random.fold_in(augment_key, state.step), x_BHWC, labels_B
-        )
+        indices_B = batch.indices if isinstance(batch, Batches) else batch
+        x_BHWC, targets_B = setup.augment(augment_key, state.step, x_BHWC, labels_B, indices_B)
         keys_B = jax.random.split(jax.random.fold_in(dropout_key, state.step), setup.batch_size)
         loss, logits_BK, grads, stats = loss_and_gradient(
             state.params, x_BHWC, targets_B, keys_B, setup, state.stats
@@ -264,7 +263,7 @@ def take_batch(
     split = NamedSharding(mesh, PartitionSpec('data'))
     batch = jax.lax.with_sharding_constraint(batch, split)
     if not isinstance(batch, Batches):
-        batch = Batches(examples.images[batch], examples.labels[batch])
+        batch = Batches(examples.images[batch], examples.labels[batch], batch)
     x_BHWC = batch.images
     if x_BHWC.dtype == jnp.uint8:
         x_BHWC = preprocess(x_BHWC)

@@ -158,7 +158,12 @@ def make_setup(
         batch_size=config.train.batch_size,
         microbatch=microbatch(config, mesh),
         eval_batch_size=config.eval.batch_size or eval_batch_size(mesh),
-        augment=Augment(num_classes, image_shape[0], **config.augment),
+        augment=Augment(
+            classes=num_classes,
+            examples=round(plan.steps_per_epoch * config.train.batch_size),
+            image_side=image_shape[0],
+            **config.augment,
+        ),
         ema=config.train.ema,
         tta=config.eval.tta,
     )

@@ -11,6 +11,7 @@ import pytest
 
 from nin_jax.data import augment
 from nin_jax.data.augment import crop_and_flip
+from nin_jax.data.batches import example_order, random_streams
 
 
 def images(batch, height=8, width=10, channels=3, seed=0):
@@ -58,6 +59,34 @@ def test_every_offset_and_both_sides_occur_about_equally_often():
     right_B, left_B = out_BHWC[:, 4, 5, 0], out_BHWC[:, 4, 3, 0]
     flipped_B = (right_B == middle_B - 1) | (left_B == middle_B + 1)
     assert abs(flipped_B.mean() - 0.5) < 4.5 * 0.5 / batch**0.5
+
+
+def test_alternating_flips_show_an_image_both_ways_in_two_epochs():
+    """Through the batches of a run: 30 images in batches of 8, so that some straddle two epochs."""
+    examples, batch, epochs = 30, 8, 4
+    x_NHWC = images(examples)
+    augmentation = augment.Augment(examples=examples, flip=True, alternate_flips=True)
+    order_key, augment_key, _ = random_streams(seed=3, attempt=0)
+    visits: dict[int, list[bool]] = {index: [] for index in range(examples)}
+    for step in range(epochs * examples // batch):
+        (indices_B,) = np.asarray(example_order(order_key, jnp.int32(step), 1, batch, examples))
+        x_BHWC, _ = augmentation(augment_key, step, x_NHWC[indices_B], indices_B, indices_B)
+        for index, x_HWC in zip(indices_B, np.asarray(x_BHWC), strict=True):
+            is_mirrored = np.array_equal(x_HWC, x_NHWC[index, :, ::-1])
+            assert is_mirrored or np.array_equal(x_HWC, x_NHWC[index])
+            visits[index].append(is_mirrored)
+    assert all(v in ([True, False] * 2, [False, True] * 2) for v in visits.values())
+    assert {v[0] for v in visits.values()} == {True, False}
+
+
+def test_a_random_half_is_mirrored_first():
+    indices_B, zero_B = jnp.arange(8000), jnp.zeros(8000, jnp.int32)
+    one_B, other_B = (
+        np.asarray(augment.alternating_flips(jax.random.key(k), indices_B, zero_B)) for k in (1, 2)
+    )
+    sigma = 0.5 / 8000**0.5
+    assert abs(one_B.mean() - 0.5) < 4.5 * sigma
+    assert abs((one_B == other_B).mean() - 0.5) < 4.5 * sigma  # it depends on the seed
 
 
 def test_borders_are_zeros():

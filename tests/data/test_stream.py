@@ -49,7 +49,8 @@ def test_batches_are_those_on_the_device(resident, seed, attempt, batch_size):
         batches = train.batches(attempt, first)
         for step in range(first, first + 6):
             (indices_B,) = example_order(order_key, step, 1, batch_size, 256)
-            images, labels = next(batches)
+            images, labels, indices = next(batches)
+            np.testing.assert_array_equal(indices, indices_B)
             np.testing.assert_array_equal(images, resident.train(0).examples.images[indices_B])
             np.testing.assert_array_equal(labels, resident.train(0).examples.labels[indices_B])
 
@@ -75,6 +76,7 @@ def test_weights_are_the_same(tmp_path):
     """All of the state, bit for bit: weights, momentum, step. With whitening, done on the host."""
     for residency in ('device', 'stream'):
         changes = {'preprocess.recipe': 'gcn_zca', 'augment.crop_pad': 2}
+        changes |= {'augment.flip': True, 'augment.alternate_flips': True}
         config = config_of(residency, **changes, **{'train.duration': '12steps'})
         assert commands.train(config, tmp_path / residency, command='') == 0
     assert final_digest(tmp_path / 'device') == final_digest(tmp_path / 'stream')

@@ -284,7 +284,7 @@ def test_with_both_a_coin_decides_for_each_image():
 
 def test_label_smoothing_by_hand():
     smooth = augment.Augment(classes=4, label_smoothing=0.2)
-    _, targets_BK = smooth(jax.random.key(0), images(1), jnp.array([2]))
+    _, targets_BK = smooth(jax.random.key(0), 0, images(1), jnp.array([2]), jnp.array([0]))
     np.testing.assert_allclose(targets_BK, [[0.05, 0.05, 0.85, 0.05]], rtol=1e-6)
     logits = np.array([[1.0, 2.0, 3.0, 4.0]])
     log_p = logits - np.log(np.exp(logits).sum())
@@ -294,7 +294,7 @@ def test_label_smoothing_by_hand():
 
 def test_without_a_switch_labels_stay_labels():
     x_BHWC, labels_B = images(4), jnp.arange(4)
-    same, labels = augment.Augment(classes=10)(jax.random.key(0), x_BHWC, labels_B)
+    same, labels = augment.Augment(classes=10)(jax.random.key(0), 0, x_BHWC, labels_B, labels_B)
     assert labels is labels_B and (same == x_BHWC).all()
 
 

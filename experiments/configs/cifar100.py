@@ -6,13 +6,13 @@ variant      changes                                          paper's test error
              the paper: "the same setting as CIFAR-10"        35.68 %
 :released    the authors' released files, which differ        35.68 %
 :fast        the recipe of _fast.py, 5.6 epochs               not reported
-:modern      the recipe of _modern.py, 200 epochs             not reported
+:modern      the recipe of _modern.py, 30 epochs              not reported
 :smoke       smoke test: four steps on 512 images
 
 The released files (cuda-convnet NIN/cifar-100_def, NIN/cifar-100_params) use 1,250 times smaller
 initial weights, a learning rate of 0.02 for every layer (a coefficient of 2 on the cost times 0.01)
 and five times the weight decay. Such a network may never leave its first plateau.
-Cost: 102,000 steps, 17 PFLOP; :modern 78,000 steps, 13 PFLOP; :fast 2,800 steps, 0.29 PFLOP, and
+Cost: 102,000 steps, 17 PFLOP; :modern 15,000 steps, 1.1 PFLOP; :fast 2,800 steps, 0.29 PFLOP, and
 gets 34.2 % (mean of three seeds).
 Needs `python -m experiments.prepare cifar100`.
 """

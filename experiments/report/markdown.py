@@ -51,11 +51,9 @@ def markdown(runs: list[dict], configs: dict[str, dict], made_by: str, figure: s
 def table_text(table: Table, groups: list[Group], noted: set[str]) -> str:
     """Returns a table and notes on the configs of its rows that are not yet in `noted`.
 
-    Adds these configs to `noted`.
+    Adds these configs to `noted`. Rows without any result are left out, and so is an empty table.
     """
-    text = f'\n## {table.title}\n\n'
-    text += '| network | paper | best by others | ours |\n|---|---|---|---|\n'
-    notes = ''
+    rows = notes = ''
     for row in table.rows:
         others = sorted((o for o in OTHERS if o.config == row.config), key=lambda o: o.error)
         ours = [g for g in groups if row.config and g.config == row.config]
@@ -65,7 +63,9 @@ def table_text(table: Table, groups: list[Group], noted: set[str]) -> str:
             f'{others[0].error:.2f} %' if others else '',
             '<br>'.join(map(cell, ours)) + difference(row, table, groups),
         )
-        text += '| ' + ' | '.join(cells) + ' |\n'
+        if not any(cells[1:]):
+            continue
+        rows += '| ' + ' | '.join(cells) + ' |\n'
         if row.config in noted:
             continue
         noted |= {row.config} if row.config else set()
@@ -73,7 +73,10 @@ def table_text(table: Table, groups: list[Group], noted: set[str]) -> str:
             f'- {row.network}, by others: {o.error:.2f} %, {o.who} ({o.source})\n' for o in others
         )
         notes += ''.join(details(g, row.network) for g in ours)
-    return text + ('\n' + notes if notes else '')
+    if not rows:
+        return ''
+    head = '| network | paper | best by others | ours |\n|---|---|---|---|\n'
+    return f'\n## {table.title}\n\n' + head + rows + ('\n' + notes if notes else '')
 
 
 def difference(row: Row, table: Table, groups: list[Group]) -> str:

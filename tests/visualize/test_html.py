@@ -36,7 +36,7 @@ def test_a_run_without_metrics_has_no_curves(tmp_path):
 
 @pytest.mark.parametrize(
     ('arg', 'epoch', 'rate'),
-    [('', 100, 0.1), ('', 215, 0.01), ('', 250, 0.001), ('modern', 40, 0.1), ('modern', 120, 0.05)],
+    [('', 100, 0.1), ('', 215, 0.01), ('', 250, 0.001), ('modern', 6, 0.065)],
 )
 def test_learning_rates_are_the_configs(arg, epoch, rate):
     epochs, rates = html.learning_rates(load_page('cifar10', arg))

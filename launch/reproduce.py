@@ -41,7 +41,7 @@ class Experiment:
         return f'experiments/configs/{file}.py' + (f':{variant}' if variant else '')
 
 
-CLAIMS = ('linear', 'maxout', 'fc', 'fc_dropout', 'dropout', 'plain')
+CLAIMS = ('linear', 'maxout', 'dropout', 'plain', 'one_size', 'fc', 'fc_dropout')
 PRESETS: dict[str, tuple[Experiment, ...]] = {
     'cpu': (
         Experiment('cifar10_fast', 'cifar10:fast', 5),

@@ -19,7 +19,7 @@ VARIANTS = {
     'svhn': ['modern'],
     'cifar10': ['aug', 'nodropout', 'modern', 'fast'],
     'cifar100': ['released', 'modern', 'fast'],
-    'ablations': ['fc', 'fc_dropout', 'linear', 'maxout', 'dropout', 'plain', 'fast'],
+    'ablations': ['fc', 'fc_dropout', 'linear', 'maxout', 'dropout', 'plain', 'one_size', 'fast'],
     'hinton': ['fc', 'fc_dropout', 'gap'],
     'imagenet': [],
 }

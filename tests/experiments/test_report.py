@@ -200,6 +200,13 @@ def test_figure_is_drawn_with_and_without_our_curves(configs, tmp_path):
     assert 'Lines: no run of ours.' in results_text([], configs)
 
 
+def test_what_has_no_result_is_left_out(configs):
+    text = results_text([], configs)
+    assert 'Table 5' in text and 'fast recipe' not in text  # the paper has errors of table 5
+    text = results_text([record(configs, 'ablations:fc,fast', 0, 0.1)], configs)
+    assert 'fully connected head**' in text and 'fully connected head with dropout' not in text
+
+
 def test_results_page_is_what_the_collected_runs_make():
     runs = records.load(RESULTS)
     assert runs and (RESULTS / 'figure3.png').exists()

@@ -17,10 +17,10 @@ def fast(config: ConfigDict) -> None:
     config.model.norm = 'batch'
     config.model.class_maps = 'linear'
     config.preprocess.recipe = 'patch_zca'
-    config.augment.crop_pad = 2
+    config.augment.crop_pad = 1
     config.augment.flip = True
     config.augment.alternate_flips = True
-    config.augment.label_smoothing = 0.1
+    config.augment.label_smoothing = 0.2
     config.optim.rule = 'muon'
     config.optim.lr = 0.065
     config.optim.bias_lr = 0.05
@@ -42,7 +42,9 @@ def fast_digits(config: ConfigDict) -> None:
     """Applies the recipe for digits, without horizontal flips."""
     fast(config)
     config.preprocess.recipe = 'scale'
+    config.augment.crop_pad = 2
     config.augment.flip = config.augment.alternate_flips = False
+    config.augment.label_smoothing = 0.1
     config.train.image_sizes = '20@50%'
     config.train.freeze = ''
     config.train.duration = '2.5ep'

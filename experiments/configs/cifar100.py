@@ -38,7 +38,9 @@ def get_config(arg: str = '') -> ConfigDict:
         modern(config)
     if 'fast' in chosen:
         fast(config)
+        config.augment.crop_pad = 2
         config.augment.alternate_flips = False
+        config.augment.label_smoothing = 0.1
         config.train.image_sizes = '24@50%'
         config.train.freeze = ''
         config.train.duration = '5.6ep'

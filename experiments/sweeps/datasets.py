@@ -13,7 +13,7 @@ from experiments.space import Sweep
 
 
 def get_sweep() -> Sweep:
-    digits = {'augment.flip': False}
+    digits = {'augment.flip': False, 'augment.alternate_flips': False}
     return Sweep(
         config='experiments/configs/cifar10.py:fast',
         points=(

@@ -20,7 +20,7 @@ TRAINING = (
     'data.limit',
     'model.class_bias',
     'model.dropout_mode',
-    'model.norm',  # the modern recipe's switches from here on
+    'model.norm',  # switches of later recipes from here on
     'model.class_maps',
     'augment.alternate_flips',
     'augment.cutout',

@@ -1,8 +1,9 @@
 """Data augmentation in training, and the views of test-time augmentation, on the accelerator.
 
-Crops and mirror images are the paper's; the rest belongs to the modern recipe
-(experiments/configs/_modern.py). Each function is a pure one of the key and the whole batch,
-however that is spread over devices. Images are preprocessed ones: a zero is the whitened mean.
+Crops and mirror images are the paper's; the rest are switches of later recipes
+(experiments/configs/_fast.py, _modern.py). Each function is a pure one of the key and the whole
+batch, however that is spread over devices. Images are preprocessed ones: a zero is the whitened
+mean.
 """
 
 import dataclasses

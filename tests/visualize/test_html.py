@@ -36,7 +36,13 @@ def test_a_run_without_metrics_has_no_curves(tmp_path):
 
 @pytest.mark.parametrize(
     ('arg', 'epoch', 'rate'),
-    [('', 100, 0.1), ('', 215, 0.01), ('', 250, 0.001), ('modern', 6, 0.065)],
+    [
+        ('', 100, 0.1),
+        ('', 215, 0.01),
+        ('', 250, 0.001),
+        ('modern', 6, 0.065),
+        ('modern', 18, 0.0325),
+    ],
 )
 def test_learning_rates_are_the_configs(arg, epoch, rate):
     epochs, rates = html.learning_rates(load_page('cifar10', arg))

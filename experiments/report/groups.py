@@ -78,7 +78,7 @@ def config_of(config: dict, configs: dict[str, dict]) -> str | None:
 
 @dataclasses.dataclass
 class Group:
-    """Runs that differ only in their seed.
+    """Runs that differ only in their seed, and possibly in their hardware.
 
     Attributes:
       config: name of the config that the runs belong to; None if they match none.
@@ -107,6 +107,14 @@ class Group:
         return f'{len(self.runs)} seed' + 's' * (len(self.runs) > 1)
 
     @property
+    def by_hardware(self) -> list[list[dict]]:
+        """The runs on each kind of hardware."""
+        parts: dict[str, list[dict]] = {}
+        for run in self.runs:
+            parts.setdefault(json.dumps(run['device']), []).append(run)
+        return list(parts.values())
+
+    @property
     def length(self) -> str:
         """'260 epochs', or '4 of 260 epochs'."""
         epoch = f'{self.runs[0]["epoch"]:.3g}'
@@ -120,20 +128,29 @@ def mean_and_std(values: list[float]) -> str:
 
 
 def group(runs: list[dict], configs: dict[str, dict]) -> list[Group]:
-    """Groups runs of the same experiment on the same hardware."""
+    """Groups runs of the same experiment; a seed run again on other hardware is in another group.
+
+    Raises:
+      RunError: two runs have the same seed and the same hardware.
+    """
     groups: dict[str, Group] = {}
     for run in sorted(runs, key=lambda r: (r['name'].rstrip('0123456789'), r['seed'])):
         name = config_of(run['config'], configs)
         changes = differences(run['config'], configs[name] if name else {})
         full = float(configs[name]['train.duration'].removesuffix('ep')) if name else run['epoch']
-        key = json.dumps([name, changes, run['device']])
+        key = json.dumps([name, changes])
+        while twin := next((r for r in runs_at(groups, key) if r['seed'] == run['seed']), None):
+            if twin['device'] == run['device']:
+                raise RunError(
+                    f'{twin["name"]}, {run["name"]} are the same run twice: leave one out'
+                )
+            key += json.dumps(run['device'])
         groups.setdefault(key, Group(name, changes, full, [])).runs.append(run)
-    for g in groups.values():
-        seeds = [run['seed'] for run in g.runs]
-        if len(set(seeds)) < len(seeds):
-            names = ', '.join(run['name'] for run in g.runs)
-            raise RunError(f'{names} are the same run twice: leave one out')
     return list(groups.values())
+
+
+def runs_at(groups: dict[str, Group], key: str) -> list[dict]:
+    return groups[key].runs if key in groups else []
 
 
 def training_changes(g: Group) -> dict[str, object]:

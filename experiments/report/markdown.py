@@ -117,24 +117,28 @@ def cell(g: Group) -> str:
 def details(g: Group, network: str) -> str:
     """Describes a group of our runs as a Markdown list item."""
     first = g.runs[0]
-    seconds = statistics.mean(sum(run['seconds'].values()) for run in g.runs)
     changes = ', '.join(f'{k}={json.dumps(v)}' for k, v in g.changes.items())
     more = ', '.join(str(run['seed']) for run in g.runs[1:])
     return (
         f'- {network + ", " if network else ""}ours: {"**short**, " if g.is_short else ""}{g.error}'
         f' ({g.seeds}), {g.length}'
         + (f', {changes}' if g.config and changes else '')
-        + f'; {hardware(g)}, '
-        f'{duration(seconds)} per run; `{first["command"]}`'
+        + f'; {"; ".join(map(cost, g.by_hardware))}; `{first["command"]}`'
         + (f' and the same with seed {more}' if more else '')
         + '\n'
     )
 
 
-def hardware(g: Group) -> str:
+def cost(runs: list[dict]) -> str:
+    """'2 CPUs (...), 26:20 per run', of runs on the same hardware."""
+    seconds = statistics.mean(sum(run['seconds'].values()) for run in runs)
+    return f'{hardware(runs)}, {duration(seconds)} per run'
+
+
+def hardware(runs: list[dict]) -> str:
     """'2 CPUs (x86_64, 188 GFLOP/s in float32)', or '1 x NVIDIA H100 (...)'."""
-    device = g.runs[0]['device']
-    peaks = [run['peak_flops'] for run in g.runs if run.get('peak_flops')]
+    device = runs[0]['device']
+    peaks = [run['peak_flops'] for run in runs if run.get('peak_flops')]
     peak = f', {statistics.median(peaks) / 1e9:,.0f} GFLOP/s in float32' if peaks else ''
     if device['platform'] == 'cpu':
         count = f'{device["cpus"]} CPU' + 's' * (device['cpus'] != 1)

@@ -28,15 +28,16 @@ def readme_table(runs: list[dict], configs: dict[str, dict]) -> str:
 
 def readme_row(row: Row, g: Group) -> str:
     name, _, variant = row.config.partition(':')
-    minutes = statistics.mean(run['seconds']['train'] for run in g.runs) / 60
+    parts = g.by_hardware
+    minutes = [statistics.mean(run['seconds']['train'] for run in part) / 60 for part in parts]
     dataset = g.runs[0]['config']['data.name']
     cells = (
         f'{DATA_NAMES.get(dataset, dataset)}: {RECIPES.get(variant, row.network)}',
         f'`{name}.py{":" + variant if variant else ""}`',
         PAPER.get(dataset, '') if row.error is None else f'{row.error:.2f} %',
         f'{g.error} ({g.seeds})',
-        f'{minutes:.1f} min',
-        hardware(g),
+        '<br>'.join(f'{m:.1f} min' for m in minutes),
+        '<br>'.join(map(hardware, parts)),
     )
     return '| ' + ' | '.join(cells) + ' |\n'
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from experiments.report import document, figure3, groups, markdown, records
+from experiments.report import document, figure3, groups, markdown, readme, records
 from experiments.report.paper import FIGURE3, FIGURE3_EPOCHS, OTHERS, TABLES
 from launch import reproduce
 from tests.helpers import (
@@ -170,6 +170,24 @@ def test_a_run_of_no_page_is_listed_apart(configs):
     text = results_text([record(configs, 'svhn', 0, 0.05, data__eval='valid')], configs)
     assert '## Other runs\n\n- ours: 5.00 % (1 seed)' in text
     assert '| **NIN + Dropout** | 2.35 % | 3.76 % |  |' in text
+
+
+def test_seeds_on_other_hardware_are_one_row_with_the_minutes_of_each(configs):
+    one, two = record(configs, 'mnist', 0, 0.004), record(configs, 'mnist', 1, 0.006)
+    two['device'] = two['device'] | {'cpus': 64}
+    two['seconds'] = {'train': 180.0}
+    (g,) = groups.group([one, two], configs)
+    assert g.error == '0.50 ± 0.14 %'
+    text = results_text([one, two], configs)
+    assert '; 64 CPUs (x86_64), 3:00 per run; `' in text and '; 2 CPUs (x86_64), ' in text
+    table = readme.readme_table([one, two], configs)
+    assert '<br>3.0 min | 2 CPUs (x86_64)<br>64 CPUs (x86_64) |' in table
+
+
+def test_a_seed_again_on_other_hardware_is_a_row_of_its_own(configs):
+    run = record(configs, 'mnist', 0, 0.005)
+    other = run | {'name': 'copy', 'device': run['device'] | {'cpus': 64}}
+    assert [len(g.runs) for g in groups.group([run, other], configs)] == [1, 1]
 
 
 def test_the_same_seed_twice_is_refused(configs):

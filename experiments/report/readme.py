@@ -12,12 +12,15 @@ MARKS = '<!-- figures -->', '<!-- /figures -->'
 
 
 def readme_table(runs: list[dict], configs: dict[str, dict]) -> str:
-    """Returns the README's table: one row for each config with unchanged, whole-schedule runs."""
+    """Returns the README's table: one row for each config with unchanged, whole-schedule runs.
+
+    Tables of differences from a baseline are in RESULTS.md only.
+    """
     groups = [g for g in group(runs, configs) if g.config and not g.is_short and not g.changes]
     head = '| data, network | config | paper | ours | training | hardware |'
     text = head + '\n|---|---|---|---|---|---|\n'
     seen = set()
-    for table in TABLES:
+    for table in (t for t in TABLES if not t.baseline):
         for row in table.rows:
             for g in groups if row.config and row.config not in seen else []:
                 if g.config == row.config:

@@ -184,6 +184,15 @@ def test_seeds_on_other_hardware_are_one_row_with_the_minutes_of_each(configs):
     assert '<br>3.0 min | 2 CPUs (x86_64)<br>64 CPUs (x86_64) |' in table
 
 
+def test_the_readme_leaves_out_the_arms_of_a_comparison(configs):
+    runs = [record(configs, name, 0, 0.1) for name in ('cifar10:fast', 'ablations:linear,fast')]
+    table = readme.readme_table(runs, configs)
+    assert '`cifar10.py:fast`' in table and 'ablations' not in table
+    assert '| **a linear convolution for each mlpconv** |  |  | 10.00 %' in results_text(
+        runs, configs
+    )
+
+
 def test_a_seed_again_on_other_hardware_is_a_row_of_its_own(configs):
     run = record(configs, 'mnist', 0, 0.005)
     other = run | {'name': 'copy', 'device': run['device'] | {'cpus': 64}}

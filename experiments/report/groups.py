@@ -128,7 +128,7 @@ def mean_and_std(values: list[float]) -> str:
 
 
 def group(runs: list[dict], configs: dict[str, dict]) -> list[Group]:
-    """Groups runs of the same experiment; a seed run again on other hardware is in another group.
+    """Groups runs of the same experiment; seeds run again on other hardware are another group.
 
     Raises:
       RunError: two runs have the same seed and the same hardware.
@@ -138,19 +138,22 @@ def group(runs: list[dict], configs: dict[str, dict]) -> list[Group]:
         name = config_of(run['config'], configs)
         changes = differences(run['config'], configs[name] if name else {})
         full = float(configs[name]['train.duration'].removesuffix('ep')) if name else run['epoch']
-        key = json.dumps([name, changes])
-        while twin := next((r for r in runs_at(groups, key) if r['seed'] == run['seed']), None):
-            if twin['device'] == run['device']:
-                raise RunError(
-                    f'{twin["name"]}, {run["name"]} are the same run twice: leave one out'
-                )
-            key += json.dumps(run['device'])
+        key = json.dumps([name, changes, run['device']])
         groups.setdefault(key, Group(name, changes, full, [])).runs.append(run)
-    return list(groups.values())
-
-
-def runs_at(groups: dict[str, Group], key: str) -> list[dict]:
-    return groups[key].runs if key in groups else []
+    merged: list[Group] = []
+    for g in groups.values():
+        seeds = {run['seed'] for run in g.runs}
+        if len(seeds) < len(g.runs):
+            names = ', '.join(run['name'] for run in g.runs)
+            raise RunError(f'{names} are the same run twice: leave one out')
+        for m in merged:
+            same_experiment = (m.config, m.changes) == (g.config, g.changes)
+            if same_experiment and seeds.isdisjoint(run['seed'] for run in m.runs):
+                m.runs = sorted(m.runs + g.runs, key=lambda run: run['seed'])
+                break
+        else:
+            merged.append(g)
+    return merged
 
 
 def training_changes(g: Group) -> dict[str, object]:

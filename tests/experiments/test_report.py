@@ -197,6 +197,9 @@ def test_a_seed_again_on_other_hardware_is_a_row_of_its_own(configs):
     run = record(configs, 'mnist', 0, 0.005)
     other = run | {'name': 'copy', 'device': run['device'] | {'cpus': 64}}
     assert [len(g.runs) for g in groups.group([run, other], configs)] == [1, 1]
+    others = [other | {'name': f'other-seed{seed}', 'seed': seed} for seed in (0, 1)]
+    first, second = groups.group([run, *others], configs)
+    assert first.runs == [run] and second.runs == others
 
 
 def test_the_same_seed_twice_is_refused(configs):

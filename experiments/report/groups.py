@@ -133,27 +133,35 @@ def group(runs: list[dict], configs: dict[str, dict]) -> list[Group]:
     Raises:
       RunError: two runs have the same seed and the same hardware.
     """
-    groups: dict[str, Group] = {}
+    parts: dict[str, Group] = {}  # one for each kind of hardware
     for run in sorted(runs, key=lambda r: (r['name'].rstrip('0123456789'), r['seed'])):
         name = config_of(run['config'], configs)
         changes = differences(run['config'], configs[name] if name else {})
         full = float(configs[name]['train.duration'].removesuffix('ep')) if name else run['epoch']
         key = json.dumps([name, changes, run['device']])
-        groups.setdefault(key, Group(name, changes, full, [])).runs.append(run)
+        part = parts.setdefault(key, Group(name, changes, full, []))
+        if twin := next((r for r in part.runs if r['seed'] == run['seed']), None):
+            raise RunError(f'{twin["name"]}, {run["name"]} are the same run twice: leave one out')
+        part.runs.append(run)
+    return merge(list(parts.values()))
+
+
+def merge(parts: list[Group]) -> list[Group]:
+    """Joins groups of the same experiment on different hardware that have no seed in common."""
     merged: list[Group] = []
-    for g in groups.values():
-        seeds = {run['seed'] for run in g.runs}
-        if len(seeds) < len(g.runs):
-            names = ', '.join(run['name'] for run in g.runs)
-            raise RunError(f'{names} are the same run twice: leave one out')
-        for m in merged:
-            same_experiment = (m.config, m.changes) == (g.config, g.changes)
-            if same_experiment and seeds.isdisjoint(run['seed'] for run in m.runs):
-                m.runs = sorted(m.runs + g.runs, key=lambda run: run['seed'])
-                break
+    for part in parts:
+        whole = next((g for g in merged if can_join(g, part)), None)
+        if whole is None:
+            merged.append(part)
         else:
-            merged.append(g)
+            whole.runs = sorted(whole.runs + part.runs, key=lambda run: run['seed'])
     return merged
+
+
+def can_join(a: Group, b: Group) -> bool:
+    seeds = {run['seed'] for run in a.runs}
+    same_experiment = (a.config, a.changes) == (b.config, b.changes)
+    return same_experiment and seeds.isdisjoint(run['seed'] for run in b.runs)
 
 
 def training_changes(g: Group) -> dict[str, object]:

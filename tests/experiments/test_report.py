@@ -203,9 +203,10 @@ def test_a_seed_again_on_other_hardware_is_a_row_of_its_own(configs):
 
 
 def test_the_same_seed_twice_is_refused(configs):
-    run = record(configs, 'mnist', 0, 0.005)
-    with pytest.raises(records.RunError, match='are the same run twice'):
-        results_text([run, run | {'name': 'copy'}], configs)
+    run, other = (record(configs, 'mnist', seed, 0.005) for seed in (0, 1))
+    copy = run | {'name': 'copy'}
+    with pytest.raises(records.RunError, match=f'^copy, {run["name"]} are the same run twice'):
+        results_text([run, other, copy], configs)
 
 
 def test_every_experiment_of_reproduce_is_a_row_of_a_table(configs):

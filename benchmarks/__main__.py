@@ -3,6 +3,7 @@
     pip install -e '.[prepare,benchmarks]'
     python -m benchmarks --out=results/benchmarks/cpu.json
     python -m benchmarks --parts=throughput --networks=cifar10 --batches=128 --rounds=3
+    python -m benchmarks --parts=recipe --rounds=3  # minutes of cifar10.py:fast
 
 On a machine with a GPU and the GPU builds of both libraries, the same command benchmarks the GPU;
 use `--steps=100` there. A measurement that fails (no C++ compiler for torch.compile, a dataset that
@@ -14,10 +15,10 @@ import json
 import pathlib
 import sys
 
-from benchmarks import backends, peak_flops, scaling, startup, tables, throughput
+from benchmarks import backends, peak_flops, recipe, scaling, startup, tables, throughput
 from benchmarks.environment import environment
 
-PARTS = ('throughput', 'startup', 'scaling')
+PARTS = ('throughput', 'recipe', 'startup', 'scaling')
 
 
 def main(argv: list[str]) -> int:
@@ -44,6 +45,16 @@ def main(argv: list[str]) -> int:
                 results['throughput'] += rows
                 print(tables.throughput(rows, results['peak_flops']), flush=True)
                 keep()
+    if 'recipe' in options.parts:
+        results['recipe'] = recipe.measure(
+            options.recipe,
+            options.variants,
+            steps=options.steps,
+            rounds=options.rounds,
+            limit=options.limit,
+        )
+        print(tables.recipe(results['recipe']), flush=True)
+        keep()
     if 'startup' in options.parts:
         results['startup'] = startup.measure(options.repeats)
         print(tables.startup(results['startup']), flush=True)
@@ -84,6 +95,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     choice('--parts', PARTS, list(PARTS))
     choice('--networks', backends.NETWORKS, ['cifar10', 'cifar100', 'mnist'])
     choice('--variants', throughput.VARIANTS, list(throughput.VARIANTS))
+    parser.add_argument('--recipe', choices=backends.NETWORKS, default='cifar10:fast')
     parser.add_argument('--batches', type=positives, default=[32, 128])
     parser.add_argument(
         '--steps', type=positive, default=4, help='batches per measurement (ours: one dispatch)'

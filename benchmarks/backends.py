@@ -1,4 +1,4 @@
-"""The backends of the throughput benchmark: this code base, and the same network in PyTorch.
+"""The backends of the benchmark: this code base, and the same network and step in PyTorch.
 
 Each is built by a function `(network, dtype, batch_size, steps) -> Backend`. Both train on whitened
 float32 images that are already on the device.
@@ -8,29 +8,55 @@ import dataclasses
 import importlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
-NETWORKS = {  # name -> (height = width, channels, classes)
+NETWORKS = {  # config, with its variant -> (height = width, channels, classes)
     'cifar10': (32, 3, 10),
     'cifar100': (32, 3, 100),
     'svhn': (32, 3, 10),
     'mnist': (28, 1, 10),
+    'cifar10:fast': (32, 3, 10),
+    'cifar100:fast': (32, 3, 100),
+    'mnist:fast': (28, 1, 10),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """Functions to measure; `train` and `forward` run `steps` batches and return the seconds."""
+    """Measurements of a network.
 
-    train: Callable[[], float]
-    forward: Callable[[], float]
-    peak_memory: Callable[[], int]  # bytes
+    Attributes:
+      seconds: mode -> function that runs `steps` batches and returns the seconds. The modes are
+        'forward', and `train_mode` of each stage of the config.
+      peak_memory: returns the bytes so far.
+    """
+
+    seconds: dict[str, Callable[[], float]]
+    peak_memory: Callable[[], int]
 
 
 def config(network: str) -> ConfigDict:
     """Returns the config of the experiment."""
-    return importlib.import_module(f'experiments.configs.{network}').get_config()
+    name, _, variant = network.partition(':')
+    return importlib.import_module(f'experiments.configs.{name}').get_config(variant)
+
+
+def stages(network: str) -> list[tuple[Any, int]]:
+    """Returns the stages of a whole run (`plan.Stage`), each with its number of steps."""
+    from nin_jax.data import catalog
+    from nin_jax.plan import make_plan
+
+    settings = config(network)
+    images = catalog.count(settings.data.name, settings.data.train)
+    ends = make_plan(settings, images, on_cpu=True).stages()
+    starts = [0, *(end for _, end in ends)]
+    return [(stage, end - start) for (stage, end), start in zip(ends, starts, strict=False)]
+
+
+def train_mode(stage) -> str:
+    return f'train{stage}'
 
 
 def layers(network: str) -> Iterator[tuple[int, int, int, int]]:
@@ -104,26 +130,36 @@ def ours(network: str, dtype: str, batch_size: int, steps: int) -> Backend:
     plan = make_plan(settings, count, is_one_cpu(mesh))
     setup, init_state = make_setup(settings, plan, mesh, (size, size, channels), classes)
     state = init_state(0)
-    keys = jax.random.split(jax.random.key(0))
-    examples = Examples(
-        jax.random.normal(keys[0], (count, size, size, channels)),
-        jax.random.randint(keys[1], (count,), 0, classes),
-    )
     preprocess = Preprocess('scale')  # not applied: the images are floats
 
-    def train():
+    def random_examples(side: int) -> Examples:
+        image_key, label_key = jax.random.split(jax.random.key(0))
+        return Examples(
+            jax.random.normal(image_key, (count, side, side, channels)),
+            jax.random.randint(label_key, (count,), 0, classes),
+        )
+
+    examples = {side: random_examples(side or size) for side in {0, *sides(network)}}
+
+    def train(stage) -> None:
         nonlocal state
-        state, metrics = train_steps(state, examples, preprocess, setup=setup, num_steps=steps)
+        state, metrics = train_steps(
+            state,
+            examples[stage.side],
+            preprocess,
+            setup=dataclasses.replace(setup, frozen=stage.frozen),
+            num_steps=steps,
+        )
         jax.block_until_ready((state, metrics))
 
-    def forward():
-        jax.block_until_ready(evaluate(state.params, examples, preprocess, setup=setup))
+    def forward() -> None:
+        jax.block_until_ready(evaluate(state.weights, examples[0], preprocess, setup=setup))
 
     def peak_memory() -> int:
         stats = jax.devices()[0].memory_stats()
         return stats['peak_bytes_in_use'] if stats else host_peak_memory()
 
-    return Backend(lambda: timed(train), lambda: timed(forward), peak_memory)
+    return Backend(measurements(network, train, forward), peak_memory)
 
 
 def pytorch(
@@ -133,78 +169,80 @@ def pytorch(
     import torch
     from torch import nn
 
+    from benchmarks.pytorch import Update, make_blocks, train_step
+
     settings = config(network)
     size, channels, classes = NETWORKS[network]
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.manual_seed(0)
-
-    layers, inputs = [], channels
-    for row in settings.model.blocks.values():
-        for i, features in enumerate(row.features):
-            kernel = row.kernel if i == 0 else 1
-            layers += [
-                nn.Conv2d(inputs, features, kernel, padding=kernel // 2),
-                nn.ReLU(inplace=True),
-            ]
-            nn.init.normal_(layers[-2].weight, std=row.init_std[i])
-            nn.init.zeros_(layers[-2].bias)
-            inputs = features
-        if row.pool == 'max':
-            layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
-        if row.dropout:
-            layers.append(nn.Dropout(row.dropout))
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device)
-    images = torch.randn(batch_size, channels, size, size, device=device)
+    blocks = make_blocks(settings, channels)
+    for block in blocks:
+        block.to(device, memory_format=layout)
+    update = Update(settings, blocks)
     labels = torch.randint(classes, (batch_size,), device=device)
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
+    images = {
+        side: torch.randn(batch_size, channels, side or size, side or size, device=device)
+        for side in {0, *sides(network)}
+    }
 
-    optim, last = settings.optim, settings.optim.last_layer_lr
-    convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-    optimizer = torch.optim.SGD(
-        [
-            group
-            for conv in convs
-            for scale in [last if conv is convs[-1] else 1.0]
-            for group in (
-                {
-                    'params': [conv.weight],
-                    'lr': scale * optim.lr,
-                    'weight_decay': optim.weight_decay,
-                },
-                {'params': [conv.bias], 'lr': scale * optim.lr * optim.bias_lr},
-            )
-        ],
-        momentum=optim.momentum,
-    )
-    network_fn = torch.compile(model) if compiled else model
+    def optimized(part: nn.Module):
+        return torch.compile(part) if compiled else part
 
-    def logits():
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    parts = {  # number of frozen mlpconv layers -> (frozen, trained)
+        frozen: (
+            optimized(nn.Sequential(*blocks[:frozen])),
+            optimized(nn.Sequential(*blocks[frozen:], head)),
+        )
+        for frozen in {0, *(stage.frozen for stage, _ in stages(network))}
+    }
+
+    def logits(x, frozen: int = 0):
+        fixed, trained = parts[frozen]
         with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
-            return network_fn(images).float()
+            x = x.contiguous(memory_format=layout)
+            if frozen:
+                with torch.no_grad():
+                    x = fixed(x)
+            return trained(x).float()
 
-    def wait():
+    def wait() -> None:
         if device == 'cuda':
             torch.cuda.synchronize()
 
-    def train():
-        model.train()
+    def train(stage) -> None:
+        for number, block in enumerate(blocks):
+            block.train(number >= stage.frozen)
         for _ in range(steps):
-            loss = nn.functional.cross_entropy(logits(), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            x = images[stage.side]
+            train_step(lambda x: logits(x, stage.frozen), update, x, labels, settings)
         wait()
 
-    def forward():
-        model.eval()
+    def forward() -> None:
+        for block in blocks:
+            block.eval()
         with torch.inference_mode():
             for _ in range(steps):
-                logits()
+                logits(images[0])
         wait()
 
     def peak_memory() -> int:
         return torch.cuda.max_memory_allocated() if device == 'cuda' else host_peak_memory()
 
-    return Backend(lambda: timed(train), lambda: timed(forward), peak_memory)
+    return Backend(measurements(network, train, forward), peak_memory)
+
+
+def sides(network: str) -> set[int]:
+    return {stage.side for stage, _ in stages(network)}
+
+
+def measurements(
+    network: str, train: Callable[[Any], None], forward: Callable[[], None]
+) -> dict[str, Callable[[], float]]:
+    """Returns `Backend.seconds` from a function that trains in a stage, and the forward pass."""
+    trains = {
+        train_mode(stage): lambda stage=stage: timed(lambda: train(stage))
+        for stage, _ in stages(network)
+    }
+    return {**trains, 'forward': lambda: timed(forward)}

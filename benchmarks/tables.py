@@ -23,6 +23,8 @@ def report(results: dict) -> str:
     for row in results['throughput']:
         groups.setdefault((row['network'], row['batch_size']), []).append(row)
     parts += [throughput(rows, results['peak_flops']) for rows in groups.values()]
+    if 'recipe' in results:
+        parts.append(recipe(results['recipe']))
     if 'startup' in results:
         parts.append(startup(results['startup']))
     if 'scaling' in results:
@@ -62,6 +64,28 @@ def throughput(rows: list[dict], peak_flops: dict[str, float]) -> str:
         )
     title = f'## {rows[0]["network"]}, batch {rows[0]["batch_size"]}'
     return f'{title}\n\n{table(head, cells)}'
+
+
+def recipe(rows: list[dict]) -> str:
+    """Returns the table of one recipe: the minutes of a run and the speed of its stages."""
+    done = [row for row in rows if 'failed' not in row]
+    modes = list(done[0]['stages']) if done else []
+    head = ['variant', 'precision', 'minutes', '/ best PyTorch', *(f'{m}, images/s' for m in modes)]
+    cells = []
+    for row in rows:
+        name = [row['variant'], row['dtype']]
+        if 'failed' in row:
+            cells.append([*name, row['failed'][:80], *[''] * (len(head) - 3)])
+            continue
+        ratio = f'{row["ratio_to_any_torch"]:.2f}' if 'ratio_to_any_torch' in row else ''
+        rates = [f'{row["stages"][mode]["images_per_s"]:,.1f}' for mode in modes]
+        cells.append([*name, f'{row["minutes"]:.1f}', ratio, *rates])
+    steps = ', '.join(f'{done[0]["stages"][m]["steps"]:,} of "{m}"' for m in modes)
+    return (
+        f'## {rows[0]["network"]}, the whole run\n\n{rows[0]["images"]:,} images in batches of '
+        f'{rows[0]["batch_size"]}; steps: {steps or "none measured"}. "/ best PyTorch" is the '
+        f'speed relative to its fastest variant.\n\n{table(head, cells)}'
+    )
 
 
 def startup(rows: list[dict]) -> str:

@@ -1,17 +1,13 @@
 """Measures training and forward throughput of this code base and PyTorch.
 
-Each backend has its own process, and so its own peak memory and thread pool. The backends alternate
-in every round while the others sleep, so other load on the machine affects all of them alike. The
-median round is reported. Compilation and warm-up are timed separately. The peak is a product of two
-large matrices in the same dtype, with the faster of the two libraries.
+The median round is reported. The peak is a product of two large matrices in the same dtype, with
+the faster of the two libraries.
 """
 
-import multiprocessing
-import os
 import statistics
 from functools import partial
 
-from benchmarks import backends
+from benchmarks import alternation, backends
 
 VARIANTS = {  # name -> (dtype, build function)
     'ours': ('float32', backends.ours),
@@ -32,76 +28,25 @@ VARIANTS = {  # name -> (dtype, build function)
 MODES = {'train': 6, 'forward': 2}  # FLOPs per multiply-add of the forward pass
 
 
-def serve(pipe, variant: str, network: str, batch_size: int, steps: int) -> None:
-    """The process of a backend: for each mode received, sends the seconds, until 'stop'."""
-    os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # the backends share the GPU's memory
-    dtype, build = VARIANTS[variant]
-    try:
-        backend = build(network, dtype, batch_size, steps)
-        while (mode := pipe.recv()) != 'stop':
-            pipe.send(getattr(backend, mode)())
-        pipe.send(backend.peak_memory())
-    except Exception as e:
-        # A variant that cannot run (no C++ compiler for torch.compile, ...) becomes a row.
-        pipe.send(f'{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ""}')
-
-
-def ask(pipe, question: str, seconds: float) -> float | str:
-    """Returns the answer, or a reason if there is none."""
-    try:
-        pipe.send(question)
-        return pipe.recv() if pipe.poll(seconds) else f'no answer in {seconds:.0f} s'
-    except (EOFError, OSError):
-        return 'its process died'
-
-
 def measure(
     network: str, batch_size: int, variants: list[str], *, steps: int, rounds: int, limit: float
 ) -> list[dict]:
     """Returns one row per variant and mode; `limit` is the timeout per measurement in seconds."""
-    context = multiprocessing.get_context('spawn')
-    processes, pipes, rows = {}, {}, {}
-    for variant in variants:
-        pipes[variant], theirs = context.Pipe()
-        processes[variant] = context.Process(
-            target=serve, daemon=True, args=(theirs, variant, network, batch_size, steps)
-        )
-        processes[variant].start()
-        theirs.close()  # so that `recv` ends if the process dies
-        failure = ''
-        for mode in MODES:  # sequentially, because compilation is timed
-            warm_up = failure or ask(pipes[variant], mode, limit)
-            rows[variant, mode] = dict(
-                network=network,
-                batch_size=batch_size,
-                variant=variant,
-                mode=mode,
-                dtype=VARIANTS[variant][0],
-                compile_and_first_s=warm_up,
-                rounds_s=[],
-            )
-            if isinstance(warm_up, str):
-                rows[variant, mode]['failed'] = failure = warm_up
-                processes[variant].kill()  # a late answer would disturb the others
-    for _ in range(rounds):
-        for mode in MODES:
-            for variant in variants:
-                row = rows[variant, mode]
-                if 'failed' in row:
-                    continue
-                seconds = ask(pipes[variant], mode, limit)
-                if isinstance(seconds, str):
-                    row['failed'] = seconds
-                else:
-                    row['rounds_s'].append(seconds)
-    for variant, process in processes.items():
-        peak = ask(pipes[variant], 'stop', 30)
-        process.join(10)
-        if process.is_alive():
-            process.kill()
-        for mode in MODES:
-            rows[variant, mode]['peak_memory_bytes'] = peak
-    return finish(list(rows.values()), network, batch_size, steps)
+    rows = alternation.measure(
+        builders(network, batch_size, variants, steps), list(MODES), rounds=rounds, limit=limit
+    )
+    for row in rows:
+        row |= dict(network=network, batch_size=batch_size, dtype=VARIANTS[row['variant']][0])
+    return finish(rows, network, batch_size, steps)
+
+
+def builders(network: str, batch_size: int, variants: list[str], steps: int) -> dict[str, partial]:
+    """Returns a function per variant that builds its backend."""
+    return {
+        name: partial(build, network, dtype, batch_size, steps)
+        for name in variants
+        for dtype, build in [VARIANTS[name]]
+    }
 
 
 def finish(rows: list[dict], network: str, batch_size: int, steps: int) -> list[dict]:

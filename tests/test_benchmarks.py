@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmarks import backends, peak_flops, scaling, startup, tables, throughput
+from benchmarks import (
+    alternation,
+    backends,
+    peak_flops,
+    recipe,
+    scaling,
+    startup,
+    tables,
+    throughput,
+)
 from nin_jax.config import flatten
 from nin_jax.models.factory import join, layer_blocks, make_model, split_weights
 from nin_jax.models.nin import apply
@@ -53,7 +62,7 @@ def test_ratios_are_to_the_best_pytorch_of_the_same_dtype():
 @pytest.mark.parametrize('network', backends.NETWORKS)
 def test_multiply_adds_are_the_layer_tables(network):
     size, channels, classes = backends.NETWORKS[network]
-    table = layer_table(layer_blocks(load_page(network), classes), (size, size, channels))
+    table = layer_table(layer_blocks(backends.config(network), classes), (size, size, channels))
     assert backends.macs_per_image(network) == sum(row.macs for row in table)
 
 
@@ -96,6 +105,58 @@ def test_the_page_shows_what_failed_and_the_share_of_the_roof():
     assert '| train | ours | float32 | 300.0 | 2.00 | 2.00 |' in text
     assert '| 25% |' in text
     assert 'no compiler' in text
+
+
+def test_minutes_of_a_recipe_are_the_sum_of_its_stages():
+    stages = backends.stages('cifar10:fast')
+    assert [(str(stage), steps) for stage, steps in stages] == [
+        (', 20x20', 810),
+        (', 24x24', 810),
+        ('', 135),
+        (', mlpconv1 frozen', 945),
+    ]
+    measured = [
+        dict(
+            variant=variant,
+            mode=backends.train_mode(stage),
+            rounds_s=[s * (i + 1), s * (i + 1), 99.0],
+        )
+        for variant, s in {
+            'ours': 2.0,
+            'torch': 4.0,
+            'torch nhwc': 3.0,
+            'torch compile': 1.0,
+        }.items()
+        for i, (stage, _) in enumerate(stages)
+    ]
+    measured[-1]['failed'] = 'RuntimeError: no compiler'
+    rows = {row['variant']: row for row in recipe.finish(measured, 'cifar10:fast', 100, steps=4)}
+    seconds = (810 * 2 + 810 * 4 + 135 * 6 + 945 * 8) / 4
+    assert rows['ours']['minutes'] == pytest.approx(seconds / 60)
+    assert rows['ours']['ratio_to_any_torch'] == 1.5
+    assert rows['ours']['stages']['train, 24x24'] == {'steps': 810, 'images_per_s': 100.0}
+    assert rows['ours']['images'] == 270_000
+    text = tables.recipe(list(rows.values()))
+    assert '| ours | float32 | 55.1 | 1.50 | 200.0 | 100.0 | 66.7 | 50.0 |' in text
+    assert 'no compiler' in text
+
+
+def instant() -> backends.Backend:
+    """A backend whose modes answer at once."""
+    return backends.Backend({'train': lambda: 2.0, 'forward': lambda: 1.0}, lambda: 7)
+
+
+def broken() -> backends.Backend:
+    raise RuntimeError('no compiler')
+
+
+def test_backends_alternate_and_a_broken_one_is_a_row():
+    builders = {'good': instant, 'broken': broken}
+    rows = alternation.measure(builders, ['train', 'forward'], rounds=2, limit=60)
+    of = {(row['variant'], row['mode']): row for row in rows}
+    assert of['good', 'train']['rounds_s'] == [2.0, 2.0]
+    assert of['good', 'forward']['peak_memory_bytes'] == 7
+    assert of['broken', 'forward']['failed'] == 'RuntimeError: no compiler'
 
 
 def test_a_program_that_fails_is_a_row(tmp_path):

@@ -1,15 +1,14 @@
-"""Writes a web page on which a trained network answers: drop a picture, use the camera, draw.
+"""Writes a web page that runs a trained network on pictures, the camera or drawings.
 
     python -m experiments.demo --out=demo
     python -m experiments.demo --workdir=runs/quickstart --out=demo
     python -m http.server --directory demo 8000
 
-The first uses the CIFAR-10 network that comes with the package. The page shows the five likeliest
-classes, each one's map over the picture, and the maps of every layer. All of it is static files
-and runs in the visitor's browser: put the folder on any web server. Needs
-`pip install 'nin-jax[onnx]'`.
+The first command uses the CIFAR-10 network of the package. The page shows the five most probable
+classes, their maps over the picture, and the maps of every layer. It consists of static files and
+runs in the visitor's browser, so any web server can serve it. Needs `pip install 'nin-jax[onnx]'`.
 
-The browser loads ONNX Runtime Web from a CDN; --runtime=DIR copies it from a folder instead, such
+The browser loads ONNX Runtime Web from a CDN. --runtime=DIR copies it from a folder instead, such
 as node_modules/onnxruntime-web/dist after `npm install onnxruntime-web`.
 """
 

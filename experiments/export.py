@@ -1,20 +1,20 @@
-r"""Makes a release of a trained network: files that load without this code, and a model card.
+r"""Exports a trained network as a release: files that load without this code, and a model card.
 
     python -m experiments.export --workdir=runs/cifar10 --out=release/cifar10
 
 Writes, to a new folder:
 
-    model.stablehlo     preprocessing and network, weights inside; runs with JAX alone
-    model.onnx          with --onnx: the same for ONNX Runtime, images of any size
-    model.safetensors   the weights and the preprocessing's arrays under the authors' layer names
-    config.json         the config, class names, provenance, and the SHA-256 of the other files
+    model.stablehlo     preprocessing, network and weights; needs only JAX to run
+    model.onnx          with --onnx: the same for ONNX Runtime, for images of any size
+    model.safetensors   weights with the authors' layer names, and arrays of the preprocessing
+    config.json         config, class names, provenance, and the SHA-256 of the other files
     README.md           the model card, with the errors that the run recorded
 
-`nin_jax.load('release/cifar10')` opens it again. --score also scores the run's test images with
-the exported program, and adds the error to the card.
+`nin_jax.load('release/cifar10')` loads it. --score also evaluates the exported program on the run's
+test images, and adds its error to the card.
 
-A network to come with the package is small: no program, kernels in float16, refused if that moves
-the test error by more than 0.02 points.
+--bundle makes the small release that the package contains: without a program, and with float16
+kernels. It is refused if these change the test error by more than 0.02 points.
 
     python -m experiments.export --workdir=runs/cifar10 --bundle \
         --out=nin_jax/pretrained/weights/cifar10
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
     from nin_jax.pretrained.trained import Trained
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run.')
-OUT = flags.DEFINE_string('out', None, 'The folder to write; new or empty.')
+OUT = flags.DEFINE_string('out', None, 'A new or empty folder to write.')
 STEP = cli.define_step()
-SCORE = flags.DEFINE_bool('score', False, 'Score the test images with the exported program.')
+SCORE = flags.DEFINE_bool('score', False, 'Evaluate the exported program on the test images.')
 DATA_DIR = cli.define_data_dir()
 
 
-BUNDLE = flags.DEFINE_bool('bundle', False, 'No program, and kernels in float16.')
+BUNDLE = flags.DEFINE_bool('bundle', False, 'Write no program, and float16 kernels.')
 DTYPE = flags.DEFINE_enum(
-    'dtype', None, ('float32', 'float16'), 'Of the stored kernels; float32 if not --bundle.'
+    'dtype', None, ('float32', 'float16'), 'Dtype of the stored kernels; float32 without --bundle.'
 )
 ONNX = flags.DEFINE_bool('onnx', False, 'Also write model.onnx, checked with ONNX Runtime.')
-MOST_POINTS = 0.02  # of test error, that float16 may cost
+MOST_POINTS = 0.02  # largest change of the test error by float16, in points
 ONNX_IMAGES = 1000
-ONNX_TOLERANCE = 0.05  # of the largest logit; ONNX computes in float32 what may be bfloat16
+ONNX_TOLERANCE = 0.05  # share of the largest logit; ONNX is float32, the network may be bfloat16
 
 
 def main(argv: list[str]) -> int:
@@ -80,10 +80,10 @@ def main(argv: list[str]) -> int:
 
 
 def check_rounding(run: Trained, stored: Trained, data_dir: str | None) -> dict:
-    """Scores the test images with both networks; what to add to the card.
+    """Evaluates both networks on the test images; returns what to add to the card.
 
     Raises:
-      UserError: the rounded kernels have another error.
+      UserError: the errors of the networks differ by more than MOST_POINTS.
     """
     try:
         split = cli.eval_images(run, data_dir)
@@ -105,7 +105,7 @@ def check_rounding(run: Trained, stored: Trained, data_dir: str | None) -> dict:
 
 
 def stablehlo_program(network: Trained, found: dict) -> bytes:
-    """The program; its largest difference goes into `found`."""
+    """Returns the program, and adds its largest difference to `found`."""
     from nin_jax.pretrained import stablehlo
 
     program = stablehlo.serialize(network)
@@ -114,7 +114,7 @@ def stablehlo_program(network: Trained, found: dict) -> bytes:
 
 
 def score_program(network: Trained, program: bytes, data_dir: str | None) -> dict:
-    """The exported program's error on the test images, for the card."""
+    """Returns the error of the exported program on the test images, for the card."""
     from nin_jax.pretrained import stablehlo
 
     split = cli.eval_images(network, data_dir)
@@ -125,7 +125,7 @@ def score_program(network: Trained, program: bytes, data_dir: str | None) -> dic
 
 
 def onnx_program(network: Trained, found: dict, data_dir: str | None) -> bytes:
-    """The ONNX model, checked on test images, or on random ones where there are no others."""
+    """Returns the ONNX model, after a comparison on test images (random ones without a dataset)."""
     import numpy as np
 
     from nin_jax.pretrained import onnx_graph

@@ -1,10 +1,10 @@
-"""Makes docs/guide.ipynb of docs/guide.md, so that there is one text.
+"""Converts docs/guide.md to docs/guide.ipynb, so that there is one source.
 
     python -m experiments.notebook
 
-Run it after a change to the guide; a test compares the two. Commands become cells that run them,
-pictures go into the notebook. Its first cell works in Jupyter from the project's folder and, once
-REPOSITORY is filled in, in Colab.
+Run it after a change of the guide; a test compares the two. Commands become cells, and pictures are
+embedded. The first cell works in Jupyter, from the project's folder, and in Colab once REPOSITORY
+is set.
 """
 
 import base64
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def notebook(markdown: str, folder: pathlib.Path) -> str:
-    """The notebook's JSON, format 4.5; `folder` holds the pictures that the Markdown names."""
+    """Returns the notebook's JSON, format 4.5; `folder` contains the pictures of the Markdown."""
     cells = [cell('code', SETUP, 'setup')]
     # Alternately text, and kind and content of a fenced block.
     for i, part in enumerate(re.split(r'^(```\w+\n.*?^```)$', markdown, flags=re.S | re.M)):
@@ -75,14 +75,14 @@ def notebook(markdown: str, folder: pathlib.Path) -> str:
 
 
 def cell(kind: str, source: str, name: str) -> dict:
-    """One cell; `name` identifies it within the notebook."""
+    """Returns a cell; `name` identifies it within the notebook."""
     code = {'execution_count': None, 'outputs': []} if kind == 'code' else {}
     lines = source.splitlines(keepends=True)
     return {'cell_type': kind, 'id': name, 'metadata': {}, 'source': lines} | code
 
 
 def embed(text: str, folder: pathlib.Path) -> str:
-    """Puts the pictures that the text shows inside it; Colab does not see files beside it."""
+    """Embeds the pictures of the text, because Colab does not see the files beside it."""
 
     def picture(found: re.Match) -> str:
         data = base64.b64encode((folder / found[2]).read_bytes()).decode()

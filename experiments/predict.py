@@ -4,16 +4,17 @@
     python -m experiments.predict --workdir=runs/cifar10 photo.png --heatmap=heat.png
     python -m experiments.predict --workdir=runs/cifar10 holiday/ a.jpg b.jpg --json
 
-Without --workdir, the CIFAR-10 network that comes with the package does it.
+Without --workdir, it uses the CIFAR-10 network of the package.
 
-Prints the five likeliest classes of each picture; of a folder, of every picture in it. The largest
-square in the middle of a picture is scaled to the size that the network was trained on. A network
-for digits gets it in gray, inverted if its border is light: MNIST's digits are light on black.
+It prints the five most probable classes of each picture; a folder stands for all pictures in it.
+The largest center square of a picture is resized to the size of the training images. For a network
+of digits it is converted to gray, and inverted if its border is light, because MNIST's digits are
+light on black.
 
---json prints one JSON object a line: path, treatment, and the probability of every class, the
-likeliest first. --heatmap writes the square with the class activation map of the likeliest class.
-A picture that cannot be read gets one sentence on stderr and makes the exit status 2; the others
-are classified all the same.
+--json prints a JSON object per line: path, treatment, and the probability of each class, highest
+first. --heatmap writes the square with the class activation map of the most probable class. If a
+picture cannot be read, it prints one sentence on stderr, classifies the others and exits with
+status 2.
 """
 
 import json
@@ -70,13 +71,13 @@ def main(argv: list[str]) -> int:
 
 
 def as_text(path: pathlib.Path, found: 'figures.Prediction') -> str:
-    """The five likeliest classes, a line each."""
+    """Formats the five most probable classes, one per line."""
     lines = [f'{p:8.2%}  {name}' for name, p in found.ranking()[:5]]
     return '\n'.join([f'{path}: {found.treatment}', *lines])
 
 
 def as_json(path: pathlib.Path, found: 'figures.Prediction') -> str:
-    """One JSON object: path, treatment, and classes with their probabilities."""
+    """Formats one JSON object: path, treatment, and classes with their probabilities."""
     classes = [{'class': name, 'probability': p} for name, p in found.ranking()]
     return json.dumps({'path': str(path), 'treatment': found.treatment, 'classes': classes})
 

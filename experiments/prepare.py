@@ -1,9 +1,9 @@
-"""Prepares datasets: downloads them, or reads the official archives from a folder.
+"""Prepares datasets from the official archives, which it downloads or reads from a folder.
 
     python -m experiments.prepare mnist cifar10
     python -m experiments.prepare all --archives=FOLDER --data_dir=FOLDER
 
-Names: mnist, svhn_cropped, cifar10, cifar100, or all. Preparing what is prepared does nothing.
+Names: mnist, svhn_cropped, cifar10, cifar100, or all. Prepared datasets are skipped.
 """
 
 from absl import flags

@@ -1,11 +1,11 @@
-"""Makes a run of the authors' CIFAR-10 network, from their Caffe model.
+"""Converts the authors' Caffe model of CIFAR-10 to a run.
 
     python -m experiments.pretrained --caffemodel=cifar10_nin.caffemodel --workdir=runs/authors
     python -m experiments.main --config=experiments/configs/cifar10.py \\
         --config.model.blocks.mlpconv2.pool=avg --workdir=runs/authors --mode=eval
 
-The second command finds 1,043 of the 10,000 test images wrong: 10.43 %, where the paper says
-10.41 %. The preprocessing is fitted to the 50,000 training images, so these must be prepared:
+The second command gets 1,043 of the 10,000 test images wrong: 10.43 %; the paper reports 10.41 %.
+The preprocessing is fitted to the 50,000 training images, so it needs
 `python -m experiments.prepare cifar10`.
 """
 
@@ -16,7 +16,7 @@ from absl import flags
 from experiments import cli
 
 CAFFEMODEL = flags.DEFINE_string('caffemodel', None, "The authors' cifar10_nin.caffemodel.")
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder to make a run of; empty or new.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run; new or empty.')
 DATA_DIR = cli.define_data_dir()
 
 

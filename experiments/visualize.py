@@ -1,21 +1,21 @@
-"""Draws what a trained network responds to: class activation maps, filters and mistakes.
+"""Visualizes a trained network: class activation maps, filters and mistakes.
 
     python -m experiments.visualize --workdir=runs/cifar10
     python -m experiments.visualize --workdir=runs/cifar10 --images=street.jpg --images=farm.png
 
-The first command scores the run's test split and writes, to the folder `pictures` of the run:
+The first command evaluates the test images and writes, to the folder `pictures` of the run:
 
     figure4.png    the paper's figure 4: the top 10 % of the activations in each class map
-    heatmaps.png   the predicted class's map over the image, with a box around its peak
+    heatmaps.png   images with the map of the predicted class, and a box around its maximum
     filters.png    the filters of the first convolution
-    confusion.png  the confusion matrix, with each class's error
+    confusion.png  the confusion matrix, with the error of each class
     mistakes.png   the mistakes with the highest confidence
-    index.html     all of them with the run's curves, config and command, in one file
+    index.html     a page with all of them, and the run's curves, config and command
 
-A run's TensorBoard gets the pictures too, at the step of the weights.
+The pictures are added to TensorBoard too, at the step of the weights.
 
-With --images, only those pictures are scored, whatever their size, and no dataset is needed: each
-becomes a dense_<name>.png of where the likeliest classes are.
+With --images, it evaluates only those pictures, of any size, and needs no dataset. For each it
+writes dense_<name>.png, which shows the positions of the most probable classes.
 """
 
 import pathlib
@@ -105,7 +105,7 @@ def write_tensorboard(folder: pathlib.Path, step: int, out: pathlib.Path) -> Non
 def write_page(
     folder: pathlib.Path, network: 'Trained', scored: 'figures.Scored', out: pathlib.Path
 ) -> None:
-    """Writes index.html, with the pictures in it."""
+    """Writes index.html with the pictures."""
     from nin_jax.files import read_json
     from nin_jax.runs.workdir import SUMMARY
     from nin_jax.visualize import figures, html

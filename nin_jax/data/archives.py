@@ -1,4 +1,4 @@
-"""The official archives of a dataset: found in a folder or downloaded, and checked before use."""
+"""Finds or downloads the official archives of a dataset, and checks them."""
 
 import gzip
 import os
@@ -11,7 +11,7 @@ from nin_jax.errors import DataError
 from nin_jax.files import file_sha256
 
 TRIES = 3  # without a network, all of them fail within 10 seconds
-MAX_UNPACKED_BYTES = 2 << 30  # ten times the largest of them, CIFAR-10 at 184 MB
+MAX_UNPACKED_BYTES = 2 << 30  # ten times the largest, CIFAR-10 with 184 MB
 _CHUNK = 1 << 20
 
 
@@ -19,7 +19,7 @@ def find(folder: str, names: list[str]) -> dict[str, Path]:
     """Searches `folder` recursively for files called `names`; returns {name: path}.
 
     Raises:
-      DataError: there is no such folder, or it does not hold each name exactly once.
+      DataError: the folder does not exist, or does not contain each name exactly once.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -35,7 +35,7 @@ def find(folder: str, names: list[str]) -> dict[str, Path]:
 
 
 def check(path: Path) -> None:
-    """Reads a whole archive, so that a truncated or unsafe one is reported before TFDS opens it.
+    """Reads a whole archive, to report a damaged or unsafe one before TFDS opens it.
 
     Raises:
       DataError: it is damaged, too large when unpacked, or a tar with members outside its folder.
@@ -49,7 +49,7 @@ def check(path: Path) -> None:
             _check_mat(path)
     except (DataError, PermissionError):
         raise
-    except Exception as error:  # readers raise a dozen types on damaged files
+    except Exception as error:  # readers raise many types for damaged files
         raise DataError(
             f'{path} is damaged ({type(error).__name__}: {error}): fetch it again'
         ) from error
@@ -98,18 +98,21 @@ def fetch(
     read_s: float = 20.0,
     pause_s: float = 0.5,
 ) -> None:
-    """Downloads `url` to `path`, which appears only when it is complete and has the SHA-256.
+    """Downloads a file and verifies it; `path` exists only if that succeeds.
 
-    Broken connections and server errors are retried, `TRIES` attempts in all.
+    Broken connections and server errors are retried, with at most `TRIES` attempts.
 
     Args:
-      url, path: from where, to where.
-      sha256, size: of the official file; in hex, and in bytes.
-      connect_s, read_s: how long to wait for a connection, and for each of its answers.
-      pause_s: before the second attempt.
+      url: address of the file.
+      path: file to write.
+      sha256: SHA-256 of the official file, in hex.
+      size: bytes of the official file.
+      connect_s: timeout for the connection, in seconds.
+      read_s: timeout for each answer, in seconds.
+      pause_s: seconds before the second attempt.
 
     Raises:
-      DataError: it cannot be downloaded, or is not the official file.
+      DataError: the file cannot be downloaded, or is not the official one.
     """
     import requests
 

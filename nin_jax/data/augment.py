@@ -1,9 +1,8 @@
 """Data augmentation in training, and the views of test-time augmentation, on the accelerator.
 
-Crops and mirror images are the paper's; the rest are switches of later recipes
-(experiments/configs/_fast.py, _modern.py). Each function is a pure one of the key and the whole
-batch, however that is spread over devices. Images are preprocessed ones: a zero is the whitened
-mean.
+Random crops and horizontal flips are in the paper. The others belong to later recipes
+(experiments/configs/_fast.py, _modern.py). Each function is pure, and its result does not depend on
+how the batch is split over devices. Images are already preprocessed, so zero is the whitened mean.
 """
 
 import dataclasses
@@ -15,13 +14,13 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """The `augment` part of a config, with what it needs to know of the data.
+    """The `augment` part of a config, and the properties of the data that it depends on.
 
     Attributes:
-      classes: number of classes, for labels that are mixtures.
+      classes: number of classes, for one-hot targets.
       examples: number of training images, for the epoch of each image.
-      image_side: height of the dataset's images in pixels. Where training images are scaled down,
-        crops and cutout shrink with them; 0 for no scaling.
+      image_side: height of the dataset's images in pixels. If training images are resized, crops
+        and cutout are scaled by the same factor; 0 for no scaling.
     """
 
     classes: int = 0
@@ -46,13 +45,14 @@ class Augment:
         """Augments the batch of a step.
 
         Args:
-          run_key: the same in all steps.
-          step: of the run.
-          x_BHWC, labels_B: the batch.
-          indices_B: which training examples they are.
+          run_key: PRNG key, the same in all steps.
+          step: number of the step.
+          x_BHWC: preprocessed images, float.
+          labels_B: their labels, int32.
+          indices_B: their indices in the training split, int32.
 
         Returns:
-          images_BHWC, and what to predict: labels_B, or targets_BK that sum to 1.
+          The augmented images_BHWC, and the targets: labels_B, or class probabilities targets_BK.
         """
         key, flip = jax.random.fold_in(run_key, step), self.flip
         if flip and self.alternate_flips:
@@ -73,7 +73,7 @@ class Augment:
         return x_BHWC, targets_BK
 
     def _scaled(self, pixels: int, x_BHWC: jax.Array) -> int:
-        """So many pixels of the dataset's images as pixels of these; at least 1, unless 0."""
+        """Scales a length in pixels with the images; at least 1, unless it is 0."""
         if not pixels or not self.image_side:
             return pixels
         return max(1, round(pixels * x_BHWC.shape[1] / self.image_side))
@@ -82,14 +82,19 @@ class Augment:
 def crop_and_flip(
     key: jax.Array, x_BHWC: jax.Array, pad: int = 4, flip: bool | jax.Array = True
 ) -> jax.Array:
-    """Moves each image by up to `pad` pixels each way and mirrors it with probability 1/2.
+    """Takes a random crop of each zero-padded image and flips it horizontally.
 
-    `flip` may also say of each image whether to mirror it: bool (B,).
+    Source: the paper's "translation and horizontal flipping augmentation"; cuda-convnet
+    Python/convdata.py, CroppedCIFARDataProvider (authors' commit ed58c6c5); 8.81 % error.
 
-    Returns images of the same shape and dtype: zeros by `pad` on every side, one random crop of
-    the old size, then the flip. Source: the paper's "translation and horizontal flipping
-    augmentation"; cuda-convnet Python/convdata.py, CroppedCIFARDataProvider (authors' commit
-    ed58c6c5); 8.81 % error.
+    Args:
+      key: PRNG key of the step.
+      x_BHWC: images, float.
+      pad: number of zeros added on each side; the crops have the original size.
+      flip: True flips each image with probability 1/2; a bool array flip_B selects the images.
+
+    Returns:
+      Images of the same shape and dtype.
     """
     height, width, channels = x_BHWC.shape[1:]
     offset_B2, random_B = _draw(key, len(x_BHWC), pad)
@@ -108,30 +113,30 @@ def crop_and_flip(
 
 
 def alternating_flips(run_key: jax.Array, indices_B: jax.Array, epoch_B: jax.Array) -> jax.Array:
-    """Which images to mirror, bool (B,): those of a random half, and in odd epochs the others.
+    """Returns the images to flip, bool (B,): a random half in even epochs, the rest in odd epochs.
 
-    So two epochs show an image both ways, where independent flips repeat every other one
-    (Jordan 2024, arXiv 2404.00498).
+    Any two consecutive epochs contain both versions of each image. With independent flips, half of
+    the images are the same in both (Jordan 2024, arXiv 2404.00498).
     """
 
     def first(index: jax.Array) -> jax.Array:
-        # The keys of the steps are folded once.
+        # Folded twice, because the keys of steps are folded once.
         return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(run_key, index), 4))
 
     return jax.vmap(first)(indices_B) ^ (epoch_B % 2 == 1)
 
 
 def _draw(key: jax.Array, batch: int, pad: int) -> tuple[jax.Array, jax.Array]:
-    """Crop offsets 0..2*pad, (B, 2) as row and column, and flips, (B,) bool."""
+    """Returns crop offsets 0..2*pad, (B, 2) as row and column, and flips, (B,) bool."""
     offset_key, flip_key = jax.random.split(key)
     offset_B2 = jax.random.randint(offset_key, (batch, 2), 0, 2 * pad + 1)
     return offset_B2, jax.random.bernoulli(flip_key, 0.5, (batch,))
 
 
 def cutout(key: jax.Array, x_BHWC: jax.Array, side: int) -> jax.Array:
-    """Zeros one square of `side` pixels, wholly inside, in each image (DeVries, Taylor 2017).
+    """Sets a random square of `side` x `side` pixels of each image to 0 (DeVries, Taylor 2017).
 
-    Theirs may overhang the border; as in the speed records (hlb-CIFAR10), ours does not.
+    The square is inside the image, as in hlb-CIFAR10. In the publication it may cross the border.
     """
     batch, height, width, _ = x_BHWC.shape
     most_2 = jnp.array([height - side, width - side])
@@ -142,17 +147,18 @@ def cutout(key: jax.Array, x_BHWC: jax.Array, side: int) -> jax.Array:
 def mix(
     key: jax.Array, x_BHWC: jax.Array, targets_BK: jax.Array, mixup: float, cutmix: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes each image, and its target by the same share, with the next one of the batch.
+    """Mixes each image and its target with the next image of the batch.
 
-    Mixup (Zhang et al. 2017) adds share * own + (1 - share) * other, the share drawn from
-    Beta(mixup, mixup); cutmix (Yun et al. 2019) pastes a box of the other, its share of the area
-    from Beta(cutmix, cutmix) before it is clipped at the border. With both above 0, a coin chooses
-    for each image. Batches being random, the next image is a random one.
+    Mixup (Zhang et al. 2017) returns share * own + (1 - share) * other, with the share from
+    Beta(mixup, mixup). CutMix (Yun et al. 2019) pastes a box of the other image. The image's own
+    share of the area is from Beta(cutmix, cutmix), before the box is clipped at the border. With
+    both above 0, each image gets one of them with probability 1/2. The order of a batch is random,
+    so the next image is a random one.
     """
     batch, height, width, _ = x_BHWC.shape
     mixup_key, box_key, place_key, coin_key = jax.random.split(key, 4)
     other_BHWC, other_BK = jnp.roll(x_BHWC, -1, axis=0), jnp.roll(targets_BK, -1, axis=0)
-    own_B111 = jnp.ones((batch, 1, 1, 1))  # how much of each pixel is the image's own
+    own_B111 = jnp.ones((batch, 1, 1, 1))  # the image's own share of each pixel
     if mixup:
         own_B111 = jax.random.beta(mixup_key, mixup, mixup, (batch, 1, 1, 1))
     own_BHW1 = jnp.broadcast_to(own_B111, (batch, height, width, 1))
@@ -171,7 +177,7 @@ def mix(
 
 
 def _box(start_B2: jax.Array, end_B2: jax.Array, height: int, width: int) -> jax.Array:
-    """(B, H, W, 1) bool: the pixels from `start` to before `end`, rows and columns."""
+    """Returns a mask (B, H, W, 1), bool, of rows and columns in [start, end)."""
     inside = [
         (jnp.arange(size) >= start_B2[:, axis, None]) & (jnp.arange(size) < end_B2[:, axis, None])
         for axis, size in ((0, height), (1, width))
@@ -179,7 +185,7 @@ def _box(start_B2: jax.Array, end_B2: jax.Array, height: int, width: int) -> jax
     return (inside[0][:, :, None] & inside[1][:, None, :])[..., None]
 
 
-# (rows down, columns right, mirrored) of the views whose logits an evaluation averages.
+# The views of test-time augmentation: (shift down, shift right, flipped), in pixels.
 VIEWS = {
     'none': ((0, 0, False),),
     'flip': ((0, 0, False), (0, 0, True)),
@@ -189,7 +195,7 @@ VIEWS = {
 
 
 def views(x_BHWC: jax.Array, tta: str) -> jax.Array:
-    """The views_VBHWC of an entry of VIEWS: test-time augmentation; zeros move in at borders."""
+    """Returns the views_VBHWC of an entry of VIEWS; shifted images are padded with zeros."""
     height, width = x_BHWC.shape[1:3]
     padded = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
 

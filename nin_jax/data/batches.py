@@ -1,9 +1,9 @@
-"""Which images a batch holds, and the two ways in which it reaches the training step.
+"""The order of the training examples, and how batches reach the training step.
 
-Batch order is a pure function of (seed, attempt, step). A split is either resident on the device
-(`Resident`, or `Deferred` with expensive preprocessing), where the step picks its batches, or too
-large for it (`Stream`), where Grain reads the same batches ahead on the host. All have one
-interface, and none has state to save: a run resumes at any step with the same weights.
+Batch order is a pure function of (seed, attempt, step). A split that fits on the device is resident
+(`Resident`, or `Deferred` with expensive preprocessing), and the step selects its batches. A larger
+split is streamed (`Stream`): Grain reads the same batches in advance on the host. Both have the
+same interface and no state to save, so a run can resume at any step.
 """
 
 import contextlib
@@ -25,15 +25,17 @@ from nin_jax.distributed import place
 from nin_jax.errors import UserError
 
 READ_AHEAD_BYTES = 256 * 2**20  # of batches read before the device asks for them
-EVAL_BATCHES = 16  # batches of a stream that are scored in one dispatch
+EVAL_BATCHES = 16  # batches of a stream that are evaluated in one dispatch
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A split on the device: images_NHWC, uint8 or preprocessed float32, and int32 labels_N.
+    """A split on the device, or its shapes (to compile a program).
 
-    Where a program is compiled, their shapes take the arrays' place.
+    Attributes:
+      images: images_NHWC, uint8 or preprocessed float32.
+      labels: labels_N, int32.
     """
 
     images: Any
@@ -49,9 +51,9 @@ class Batches:
     """The batches of one call of S steps, or their shapes.
 
     Attributes:
-      images: SBHWC, uint8 or preprocessed float32.
-      labels: int32 (S, B).
-      indices: int32 (S, B), which examples of the split they are.
+      images: (S, B, H, W, C), uint8 or preprocessed float32.
+      labels: (S, B), int32.
+      indices: (S, B), int32, the indices of the examples in the split.
     """
 
     images: Any
@@ -63,22 +65,23 @@ class Batches:
 
 
 def random_streams(seed: int, attempt: jax.Array | int) -> jax.Array:
-    """The keys of an attempt: for the order of the examples, augmentation and dropout."""
+    """Returns three PRNG keys of an attempt: for example order, augmentation and dropout."""
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), attempt), 3)
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
-    """A permutation of all examples: int32 (num_examples,)."""
+    """Returns a permutation of all examples, int32 (num_examples,)."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
 
 
 def example_order(
     key: jax.Array, first_step: jax.Array, num_steps: int, batch_size: int, num_examples: int
 ) -> jax.Array:
-    """Which examples the next batches hold: int32 (num_steps, batch_size).
+    """Returns the indices of the examples of the next batches, int32 (num_steps, batch_size).
 
-    Batches are cut from an endless sequence of epochs, each a fresh permutation of all examples; a
-    batch may straddle two. `num_steps * batch_size` must not exceed `num_examples`.
+    Batches are consecutive pieces of an infinite sequence of epochs, each a new permutation of all
+    examples. A batch can contain the end of one epoch and the start of the next.
+    `num_steps * batch_size` must not exceed `num_examples`.
     """
     position = first_step * batch_size + jnp.arange(num_steps * batch_size)
     first_epoch = position[0] // num_examples
@@ -88,10 +91,10 @@ def example_order(
 
 
 class HostOrder:
-    """`example_order` on the host: positions in the endless sequence of epochs -> examples.
+    """`example_order` on the host: maps positions in the sequence of epochs to examples.
 
     Attributes:
-      key: an integer that differs for every seed and attempt.
+      key: an integer that is different for each seed and attempt.
     """
 
     def __init__(self, seed: int, attempt: int, num_examples: int):
@@ -104,19 +107,19 @@ class HostOrder:
         epochs_B, rows_B = np.divmod(positions_B, self._num_examples)
         indices_B = np.empty(positions_B.shape, np.int32)
         for epoch in np.unique(epochs_B):
-            with self._lock:  # readers in other threads wait for it instead of computing it too
+            with self._lock:  # so that only one thread computes it
                 order = self._epoch(int(epoch))
             indices_B[epochs_B == epoch] = order[rows_B[epochs_B == epoch]]
         return indices_B
 
-    @functools.lru_cache(maxsize=3)  # noqa: B019 - lives as long as the stream that it orders
+    @functools.lru_cache(maxsize=3)  # noqa: B019 - lives as long as the stream
     def _epoch(self, epoch: int) -> np.ndarray:
         with on_host():  # the device is busy with earlier steps
             return np.asarray(epoch_order(self._order_key, jnp.int32(epoch), self._num_examples))
 
 
 def on_host() -> contextlib.AbstractContextManager:
-    """Within the block JAX computes on the CPU, unless JAX_PLATFORMS excludes it."""
+    """Makes the CPU the default device, unless JAX_PLATFORMS excludes it."""
     try:
         return jax.default_device(jax.local_devices(backend='cpu')[0])
     except RuntimeError:
@@ -127,30 +130,30 @@ def on_host() -> contextlib.AbstractContextManager:
 
 
 class DeviceSplit(Protocol):
-    """A split as training and evaluation take it; `len` is its number of images."""
+    """The interface of a split in training and evaluation; `len` is its number of images."""
 
     def __len__(self) -> int: ...
 
     def feed(self, attempt: int, first_step: int) -> Callable[[int], Examples | Batches]:
-        """A function of a number of steps: what `train_steps` takes for the next so many."""
+        """Returns a function from a number of steps to the input of `train_steps` for them."""
         ...
 
     def feed_shapes(self, num_steps: int) -> Examples | Batches:
-        """Shapes, dtypes and shardings of what `feed` supplies for one call."""
+        """Returns shapes, dtypes and shardings of the input of one call."""
         ...
 
     def parts(self) -> Iterable[Examples]:
-        """All examples in order, in parts that are scored in one dispatch each."""
+        """Returns all examples in order, in parts that are evaluated in one dispatch each."""
         ...
 
     def part_shapes(self, count: int = 0) -> Examples:
-        """Shapes of a part of `count` examples; 0 for the largest."""
+        """Returns the shapes of a part of `count` examples; 0 for the largest part."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-    """All of a split on the device."""
+    """A split that is on the device."""
 
     examples: Examples
 
@@ -172,14 +175,14 @@ class Resident:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A split on the host, moved to the device batch by batch.
+    """A split on the host, of which each batch is moved to the devices.
 
     Attributes:
-      source: where the images are.
-      mesh: of the devices that share each batch.
-      seed: the run's.
-      batch_size: images a training step.
-      eval_batch_size: images scored at a time.
+      source: the images.
+      mesh: the devices, over which each batch is split.
+      seed: seed of the run.
+      batch_size: images per training step.
+      eval_batch_size: images per evaluation batch.
     """
 
     source: Source
@@ -201,7 +204,7 @@ class Stream:
         return next_batches
 
     def _on_devices(self, own_Sb: np.ndarray) -> jax.Array:
-        """This process's rows of S batches as an array over all processes, split by row."""
+        """Returns the global array of S batches from the rows that this process has."""
         sharding, rows_b = self._sharding(None, 'data'), self._own_rows()
         if sharding.is_fully_addressable:
             return jax.device_put(own_Sb, sharding)
@@ -214,7 +217,7 @@ class Stream:
         return jax.make_array_from_callback(shape, sharding, shard)
 
     def _own_rows(self) -> np.ndarray:
-        """The rows of a batch that the devices of this process hold, in order."""
+        """Returns the rows of a batch that are on devices of this process, in order."""
         where = self._sharding('data').addressable_devices_indices_map((self.batch_size,))
         all_rows_B = np.arange(self.batch_size)
         return np.unique(np.concatenate([all_rows_B[index] for index in where.values()]))
@@ -224,9 +227,9 @@ class Stream:
         return Batches(images, labels, labels)
 
     def batches(self, attempt: int, first_step: int) -> Iterator[tuple[np.ndarray, ...]]:
-        """The batches of steps `first_step`, ... without end: images_BHWC, labels_B, indices_B.
+        """Yields (images_BHWC, labels_B, indices_B) for `first_step` and all later steps.
 
-        Of several processes, each reads only the rows that its own devices hold.
+        Each process reads only the rows of its own devices.
         """
         order, rows_b = HostOrder(self.seed, attempt, len(self)), self._own_rows()
 
@@ -279,10 +282,10 @@ class Stream:
 
 
 def import_grain() -> ModuleType:
-    """The package that only streams need; it takes seconds to import.
+    """Imports Grain, which takes seconds and which only streams need.
 
     Raises:
-      UserError: it is not installed.
+      UserError: Grain is not installed.
     """
     try:
         import grain

@@ -1,12 +1,12 @@
-"""The uint8 cache beside a TFDS folder: decode the PNGs once, then open plain .npy files.
+"""A cache of uint8 arrays beside a TFDS folder, so that the PNGs are decoded only once.
 
     <data_dir>/nin_jax_cache/<name>/<version>/
         train_images.npy  uint8 (N, H, W, C), official order     train_labels.npy  int32 (N,)
-        ... the same for every other TFDS part ...
-        index.json        class names, sha256 of every file, and of TFDS's dataset_info.json
+        ... and the other TFDS parts ...
+        index.json        class names, SHA-256 of each file and of TFDS's dataset_info.json
 
-A cache is written to a temporary folder and renamed, so it is complete or absent. Each file is
-checked against its SHA-256 whenever it is opened.
+A cache is written to a temporary folder, which is then renamed, so it is never incomplete. The
+SHA-256 of a file is verified each time it is opened.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from nin_jax.data.catalog import Dataset
 
 FOLDER = 'nin_jax_cache'
-BUILD_WAIT_S = 1800.0  # another process may be building the cache; SVHN takes minutes
+BUILD_WAIT_S = 1800.0  # for another process that builds the cache; SVHN takes minutes
 
 
 def data_root(data_dir: str = '') -> Path:
-    """The TFDS folder: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Returns the TFDS folder: `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     chosen = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
     if '://' in chosen:
         raise DataError(f'data_dir {chosen!r} is not a local folder: copy or mount it first')
@@ -41,10 +41,10 @@ def data_root(data_dir: str = '') -> Path:
 
 
 def prepared(name: str, dataset: Dataset, root: Path) -> bool:
-    """Whether TFDS has prepared the dataset in `root`.
+    """Returns whether TFDS has prepared the dataset in `root`.
 
     Raises:
-      DataError: it has, in a format that needs TensorFlow, or its files are damaged.
+      DataError: the dataset is in a format that needs TensorFlow, or its files are damaged.
     """
     info = root / name / dataset.version / 'dataset_info.json'
     if not info.exists():
@@ -72,7 +72,7 @@ def require_tfds() -> None:
 
 
 def ready(name: str, dataset: Dataset, root: Path) -> Path:
-    """Returns the cache folder of a dataset, building it from TFDS first if it is not there.
+    """Returns the cache folder of a dataset, and builds it from TFDS if it does not exist.
 
     Raises:
       DataError: the dataset is not prepared in `root`, or the cache cannot be written.
@@ -92,7 +92,7 @@ def ready(name: str, dataset: Dataset, root: Path) -> Path:
                 _build(name, dataset, root, folder, source)
     except OSError as error:
         failure = DataError(f'the cache {folder} cannot be written: {error}')
-        failure.exit_status = from_os_error(error).exit_status  # a full disk passes
+        failure.exit_status = from_os_error(error).exit_status  # a full disk is temporary
         raise failure from error
     return folder
 
@@ -116,7 +116,7 @@ def locked(root: Path, name: str, wait_s: float) -> Iterator[None]:
 
 
 def read_index(folder: Path) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Returns the class names and the sha256 of every file of a cache."""
+    """Returns the class names, and the SHA-256 of each file of a cache."""
     try:
         index = verify_checksum(json.loads((folder / 'index.json').read_text()))
         return tuple(index['class_names']), dict(index['sha256'])
@@ -125,7 +125,7 @@ def read_index(folder: Path) -> tuple[tuple[str, ...], dict[str, str]]:
 
 
 def read_part(folder: Path, part: str, digests: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images uint8 (N, H, W, C), mapped from disk, and labels int32 (N,), both verified."""
+    """Returns verified images, uint8 (N, H, W, C) and mapped from disk, and labels, int32 (N,)."""
     arrays = []
     for path in (folder / f'{part}_images.npy', folder / f'{part}_labels.npy'):
         try:
@@ -138,7 +138,7 @@ def read_part(folder: Path, part: str, digests: dict[str, str]) -> tuple[np.ndar
 
 
 def _record(name: str, dataset: Dataset, root: Path) -> Path:
-    """Where `prepare` keeps the digests of the files that it wrote; TFDS itself keeps none."""
+    """Returns the file with the digests of what `prepare` wrote, because TFDS stores none."""
     return root / FOLDER / f'{name}-{dataset.version}.json'
 
 
@@ -149,7 +149,7 @@ def record_files(name: str, dataset: Dataset, root: Path, folder: Path) -> None:
 
 
 def _check_files(name: str, dataset: Dataset, root: Path) -> None:
-    """Raises DataError if a file has changed since `prepare` wrote it; others keep no record."""
+    """Raises DataError if a file has changed since `prepare` recorded its digest."""
     record, folder = _record(name, dataset, root), root / name / dataset.version
     if not record.exists():
         return
@@ -167,7 +167,7 @@ def _damaged(path: Path) -> DataError:
 
 
 def _up_to_date(folder: Path, source: Path) -> bool:
-    """Whether there is a cache, and it was made from the TFDS dataset beside it, if any."""
+    """Returns whether a cache exists, made from the TFDS dataset beside it, if there is one."""
     if not (folder / 'index.json').exists():
         # The rename is atomic, so a folder without its index was damaged later.
         return folder.exists()
@@ -187,7 +187,7 @@ def _build(name: str, dataset: Dataset, root: Path, folder: Path, source: Path) 
     _check_files(name, dataset, root)
     print(f'decoding {name} once into {folder} ...', flush=True)
     temporary = folder.with_name(f'{folder.name}.incomplete')
-    shutil.rmtree(temporary, ignore_errors=True)  # we hold the lock: a killed run left it
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process, since we hold the lock
     temporary.mkdir(parents=True)
     try:
         for part in dataset.examples:

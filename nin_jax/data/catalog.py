@@ -1,6 +1,6 @@
-"""The datasets: their published sizes and the paper's splits. Reads no file.
+"""The published sizes of the datasets and the paper's splits.
 
-A new dataset is one more entry of `DATASETS`.
+To add a dataset, add an entry to `DATASETS`.
 """
 
 import dataclasses
@@ -12,20 +12,20 @@ SPLITS = ('train', 'valid', 'test')
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One image-classification dataset, and the facts published about it.
+    """Published facts about an image classification dataset.
 
     Attributes:
       num_classes: labels are 0 .. num_classes - 1.
       image_shape: (height, width, channels).
-      examples: published number of images of every TFDS part; all but 'test' are for training.
+      examples: published number of images of each TFDS part; all parts but 'test' are for training.
       channel_means: published mean of each channel of part 'train', pixels in 0..1, 4 decimals.
-      held_out: the validation images: an int is that many last images of 'train'; a dict is that
-        many first images of each class of those parts.
-      storage: 'tfds' (prepared, then cached as arrays), 'bundled' (arrays inside this package), or
-        'photos' (images of many sizes that stay on the disk; see photos.py).
+      held_out: number of validation images: an int counts from the end of 'train'; a dict counts
+        from the start of each class of each part.
+      storage: 'tfds' (prepared, then cached as arrays), 'bundled' (arrays in this package), or
+        'photos' (images of different sizes that stay on disk; see photos.py).
       version: the TFDS version, e.g. '3.0.2'; '' for bundled arrays.
-      short_side: for photos, the shorter side in pixels before image_shape is cropped.
-      test_part: for photos, what TFDS calls the part behind split 'test'.
+      short_side: for photos, the shorter side in pixels to which they are resized before the crop.
+      test_part: for photos, the TFDS name of the part of split 'test'.
     """
 
     num_classes: int
@@ -40,7 +40,7 @@ class Dataset:
 
     @property
     def held_out_last(self) -> int:
-        """Validation images at the end of 'train'."""
+        """Number of validation images at the end of 'train'."""
         return self.held_out if isinstance(self.held_out, int) else 0
 
     @property
@@ -82,7 +82,7 @@ DATASETS: dict[str, Dataset] = {
         channel_means=(0.5071, 0.4865, 0.4409),
         held_out=10_000,
     ),
-    # The test set's labels were never published: errors are reported on the validation images.
+    # The test labels are not public, so the error is that of the official validation images.
     'imagenet2012': Dataset(
         version='5.1.0',
         num_classes=1000,
@@ -133,7 +133,7 @@ def parse_splits(splits: str) -> list[str]:
 
 
 def count(name: str, splits: str) -> int:
-    """The published number of images of the splits; reads no file.
+    """Returns the published number of images of the splits.
 
     Raises:
       ConfigError: there is no such dataset or split.

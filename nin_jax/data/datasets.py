@@ -1,7 +1,7 @@
-"""Datasets that fit in memory, as uint8 arrays in official order.
+"""Loads datasets that fit in memory, as uint8 arrays in the official order.
 
-`python -m experiments.prepare NAME` writes the TFDS dataset once; from then on `load_arrays` reads
-plain .npy files (cache.py) and does not need TFDS.
+`python -m experiments.prepare NAME` writes the TFDS dataset and .npy files (cache.py) once.
+`load_arrays` reads only the .npy files and does not need TFDS.
 """
 
 from pathlib import Path
@@ -20,16 +20,16 @@ _Parts = tuple[_Arrays, tuple[str, ...]]
 def load_arrays(name: str, splits: str, data_dir: str = '') -> Arrays:
     """Loads one split, or several joined by '+', into memory.
 
-    'train+valid' is the whole official training set; for MNIST and CIFAR in its official order,
-    for SVHN the held-out images come last.
+    'train+valid' is the whole official training set. MNIST and CIFAR are in the official order. For
+    SVHN, the validation images are last.
 
     Args:
       name: a key of `DATASETS`.
-      splits: 'train', 'valid', 'test' or a '+' of them, e.g. 'train+valid'.
+      splits: 'train', 'valid', 'test', or several of them such as 'train+valid'.
       data_dir: the TFDS folder; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
     Raises:
-      ConfigError: no such dataset or split.
+      ConfigError: there is no such dataset or split.
       DataError: the dataset is not prepared in `data_dir`, or its files are damaged.
     """
     dataset = lookup(name)
@@ -40,7 +40,7 @@ def load_arrays(name: str, splits: str, data_dir: str = '') -> Arrays:
     arrays, class_names = _read_parts(name, dataset, parts, data_dir)
     chosen = [rows for split in wanted for rows in _rows(dataset, split, arrays)]
 
-    # Filled part by part, as SVHN's training images (1.8 GB) should not be in memory twice.
+    # Filled part by part, so that SVHN's training images (1.8 GB) are not in memory twice.
     total = sum(len(rows) for _, rows in chosen)
     images_NHWC = np.empty((total, *dataset.image_shape), np.uint8)
     labels_N = np.empty(total, np.int32)
@@ -92,7 +92,7 @@ def _check(name: str, dataset: Dataset, part: str, images: np.ndarray, labels: n
 
 
 def _rows(dataset: Dataset, split: str, arrays: _Arrays) -> list[tuple[str, np.ndarray]]:
-    """The rows of one split, as (part, row numbers) pairs."""
+    """Returns the rows of one split, as (part, row numbers) pairs."""
     if split == 'test':
         return [('test', np.arange(len(arrays['test'][1])))]
     rows = []
@@ -103,7 +103,7 @@ def _rows(dataset: Dataset, split: str, arrays: _Arrays) -> list[tuple[str, np.n
 
 
 def _held_out(dataset: Dataset, part: str, labels_N: np.ndarray) -> np.ndarray:
-    """Marks the validation images of a part: bool (N,); at most half of a small sample."""
+    """Returns a mask of the validation images of a part, bool (N,): at most half of the images."""
     mask_N = np.zeros(len(labels_N), bool)
     if isinstance(dataset.held_out, int):
         if part == 'train':

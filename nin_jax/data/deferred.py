@@ -1,6 +1,6 @@
-"""A split on the device whose images are preprocessed when a call first takes them.
+"""A split on the device whose images are preprocessed when they are first needed.
 
-ZCA of all of CIFAR-10 takes seconds, and the first call of a run needs a few hundred images.
+ZCA of all of CIFAR-10 takes seconds, but the first call of a run needs only a few hundred images.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from nin_jax.data.sources import Arrays
 from nin_jax.devices import replicated
 from nin_jax.distributed import place
 
-ROWS = 256  # images that are preprocessed at a time
+ROWS = 256  # images per call of the preprocessing
 
 
 class Deferred:
-    """All of a split on the device, where each image is zero until a call first takes it.
+    """A split on the device, in which an image is zero until it is first needed.
 
     Args:
       arrays: the split on the host, with uint8 images.
       preprocess: the fitted recipe, replicated over the mesh.
-      mesh: of the devices; they share the work.
-      seed: the run's.
-      batch_size: images a training step.
+      mesh: the devices, over which the preprocessing is split.
+      seed: seed of the run.
+      batch_size: images per training step.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Deferred:
         return len(self._missing_N)
 
     def feed(self, attempt: int, first_step: int) -> Callable[[int], Examples]:
-        """Returns a function that preprocesses the images of the next calls' steps."""
+        """Returns a function that preprocesses the missing images of the next steps."""
         order, step = HostOrder(self._seed, attempt, len(self)), first_step
 
         def examples(num_steps: int) -> Examples:
@@ -82,7 +82,7 @@ class Deferred:
         return Examples(images, self._labels)
 
     def _complete(self, rows: np.ndarray) -> None:
-        """Preprocesses those of the rows that are missing."""
+        """Preprocesses the images of these rows that are still missing."""
         rows = np.unique(rows[self._missing_N[rows]]).astype(np.int32)
         size = -(-ROWS // self._mesh.size) * self._mesh.size
         split = NamedSharding(self._mesh, PartitionSpec('data'))
@@ -106,6 +106,6 @@ def preprocess_rows(
     *,
     mesh: jax.sharding.Mesh,
 ) -> jax.Array:
-    """Preprocesses images_RHWC, split over the devices, into the rows_R of done_NHWC (donated)."""
+    """Writes preprocessed images_RHWC to the rows_R of done_NHWC, which is donated."""
     x_RHWC = jax.lax.with_sharding_constraint(preprocess(images_RHWC), replicated(mesh))
     return done_NHWC.at[rows_R].set(x_RHWC)

@@ -1,4 +1,4 @@
-"""Pictures from the user's disk, decoded safely and fitted to what a network was trained on."""
+"""Reads the user's image files safely, and converts them to the input of a network."""
 
 import os
 import warnings
@@ -15,10 +15,10 @@ MAX_PIXELS = 64_000_000  # a few hundred MB once decoded; phones stay below
 
 
 def find(paths: Sequence[str | os.PathLike]) -> list[Path]:
-    """The files among the paths, and of each folder its pictures, sorted by name.
+    """Returns the files among the paths, and the images in each folder, sorted by name.
 
     Raises:
-      DataError: a folder holds no picture.
+      DataError: a folder contains no image.
     """
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     found = []
@@ -36,15 +36,15 @@ def find(paths: Sequence[str | os.PathLike]) -> list[Path]:
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Decodes an image file to uint8 (H, W, 3), RGB.
 
-    The image is rotated as its EXIF data says. Transparent pixels become white, and 16-bit values
-    are scaled to 8 bits. Of an animation, the first frame is read.
+    The image is rotated according to its EXIF data. Transparent pixels become white, 16-bit values
+    are scaled to 8 bits, and the first frame of an animation is used.
 
     Raises:
-      DataError: the file is missing, damaged, no image, or too large to be decoded.
+      DataError: the file is missing, damaged, not an image, or too large to decode.
     """
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # our limit is lower
-        warnings.simplefilter('ignore', UserWarning)  # Pillow's, over damaged metadata
+        warnings.simplefilter('ignore', UserWarning)  # Pillow's, for damaged metadata
         try:
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
@@ -80,10 +80,13 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_channels(image_HWC: np.ndarray, channels: int) -> tuple[np.ndarray, str]:
-    """RGB uint8 (H, W, 3) as (H, W, channels), and what was done to it in words ('' for nothing).
+    """Converts RGB uint8 (H, W, 3) to (H, W, channels).
 
-    For one channel, the image turns gray, and is inverted if the median of its border is light:
-    MNIST's digits are light on black.
+    With one channel, the image becomes gray, and is inverted if the median of its border is light,
+    because MNIST's digits are light on black.
+
+    Returns:
+      The image, and a description of the conversion; '' if there was none.
     """
     if channels == 3:
         return image_HWC, ''
@@ -95,7 +98,7 @@ def to_channels(image_HWC: np.ndarray, channels: int) -> tuple[np.ndarray, str]:
 
 
 def middle_square(image_HWC: np.ndarray) -> np.ndarray:
-    """The largest centered square of an image_HWC."""
+    """Returns the largest centered square of an image_HWC."""
     height, width = image_HWC.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -103,7 +106,7 @@ def middle_square(image_HWC: np.ndarray) -> np.ndarray:
 
 
 def resize(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scales a uint8 image_HWC to (height, width) by Lanczos resampling, with antialiasing."""
+    """Resizes a uint8 image_HWC to (height, width) with Lanczos resampling and antialiasing."""
     height, width = size
     if image_HWC.shape[:2] == size:
         return image_HWC
@@ -117,7 +120,7 @@ def resize(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def shrink(image_HWC: np.ndarray, longest: int) -> np.ndarray:
-    """Scales an image_HWC down so that its longer side is `longest` pixels at most."""
+    """Resizes an image_HWC so that its longer side has at most `longest` pixels."""
     height, width = image_HWC.shape[:2]
     factor = min(1.0, longest / max(height, width))
     return resize(image_HWC, (max(1, round(height * factor)), max(1, round(width * factor))))

@@ -1,11 +1,11 @@
-"""Datasets of photographs of many sizes, such as ImageNet, read from the disk during training.
+"""Datasets of photographs of different sizes, such as ImageNet, read from disk during training.
 
-    <data_dir>/<name>/<version>/                      as TFDS prepares it (array_record), or
-    <data_dir>/<name>/<part>/<class>/<picture>        plain folders, one a class
+    <data_dir>/<name>/<version>/                      prepared by TFDS (array_record), or
+    <data_dir>/<name>/<part>/<class>/<picture>        a folder per class
 
-Each photograph's shorter side is scaled to `Dataset.short_side` pixels, then `Dataset.image_shape`
-is cropped: anywhere in training, a pure function of (seed, attempt, step); of the middle in
-evaluation.
+The shorter side of each photograph is resized to `Dataset.short_side` pixels. Training takes a
+random crop of `Dataset.image_shape`, a pure function of (seed, attempt, step). Evaluation takes a
+center crop.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from nin_jax.errors import DataError
 
 
 class Records(Protocol):
-    """One part of a dataset in random order: `len`, and by row a uint8 image_HWC and its label."""
+    """A part of a dataset in random order; `read` returns a uint8 image_HWC and its label."""
 
     class_names: tuple[str, ...]
 
@@ -33,7 +33,7 @@ class Records(Protocol):
 
 
 class FolderRecords:
-    """A folder with a folder of pictures for each class; classes alternate."""
+    """A folder with a folder of pictures for each class; the classes alternate."""
 
     def __init__(self, folder: Path):
         classes = sorted(path for path in folder.iterdir() if path.is_dir())
@@ -54,11 +54,11 @@ class FolderRecords:
 
 
 class TfdsRecords:
-    """A part of a dataset that TFDS prepared, in its order."""
+    """A part of a dataset that TFDS prepared, in the order of its files."""
 
     def __init__(self, name: str, dataset: Dataset, root: Path, part: str):
         cache.require_tfds()
-        import tensorflow_datasets as tfds  # lazily: a second or two
+        import tensorflow_datasets as tfds  # takes seconds to import
 
         builder: Any = tfds.builder(
             f'{name}:{dataset.version}', data_dir=root, file_format='array_record'
@@ -76,12 +76,12 @@ class TfdsRecords:
 
 @dataclasses.dataclass(frozen=True)
 class Photos:
-    """A split on the disk, as a `sources.Source`; `len` is its number of images.
+    """A split on disk, as a `sources.Source`; `len` is its number of images.
 
     Attributes:
-      dataset: for sizes and the published mean color.
-      pieces: records, and the rows of them that belong to the split.
-      class_names: in label order.
+      dataset: published facts: sizes and mean color.
+      pieces: records, each with its rows that belong to the split.
+      class_names: names of the classes, in label order.
     """
 
     dataset: Dataset
@@ -108,13 +108,13 @@ class Photos:
         return 255 * np.array(self.dataset.channel_means)
 
     def fingerprint(self) -> str:
-        """The number of images and the classes: reading every photograph would take hours."""
+        """Returns the number of images and the classes; reading all images would take hours."""
         return repr((len(self), self.class_names))
 
     def take(
         self, indices_B: np.ndarray, keys_B2: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 images_BHWC and int32 labels_B, cropped at random if there are keys.
+        """Returns uint8 images_BHWC and int32 labels_B, randomly cropped if there are keys.
 
         Raises:
           DataError: an image cannot be read.
@@ -142,9 +142,9 @@ class Photos:
 def cut(
     image_HWC: np.ndarray, short_side: int, size: tuple[int, int], key_2: np.ndarray | None
 ) -> np.ndarray:
-    """Scales an image's shorter side to `short_side` pixels and crops it to `size`.
+    """Resizes an image's shorter side to `short_side` pixels and crops it to `size`.
 
-    The crop's place is a function of the key, two integers; without one, it is the middle.
+    The position of the crop is a function of the key, two integers; None is the center.
     """
     scale = short_side / min(image_HWC.shape[:2])
     height, width = (max(short_side, round(side * scale)) for side in image_HWC.shape[:2])
@@ -158,11 +158,11 @@ def cut(
 
 
 def open_split(name: str, splits: str, data_dir: str = '', limit: int = 0) -> Photos:
-    """Opens 'train', 'valid' or 'test' or a '+' of them, the first `limit` images (0: all).
+    """Opens one split, or several joined by '+', with at most `limit` images (0: all).
 
     Raises:
-      ConfigError: no such dataset or split.
-      DataError: the dataset is not there, or has another number of classes.
+      ConfigError: there is no such dataset or split.
+      DataError: the dataset is missing, or has another number of classes.
     """
     dataset, root = lookup(name), cache.data_root(data_dir)
     wanted, pieces, class_names = parse_splits(splits), [], ()

@@ -1,6 +1,6 @@
-"""From a config to the images that training and evaluation take.
+"""Builds the training and evaluation splits of a config.
 
-source on the host -> preprocessing fitted to it -> the split on the device, or streamed to it
+source on the host -> preprocessing fitted to it -> split on the device, or streamed to it
 """
 
 import contextlib
@@ -32,7 +32,7 @@ CHUNK = 1000  # images that are preprocessed at a time
 
 
 def open_source(config: ConfigDict, splits: str) -> Source:
-    """Opens the named splits of the config's dataset, cut to `data.limit`.
+    """Opens splits of the config's dataset, with at most `data.limit` images.
 
     Raises:
       ConfigError: there is no such dataset or split.
@@ -54,7 +54,8 @@ class Data:
     """The two splits of a run on the host.
 
     Attributes:
-      train, eval: the splits that `data.train` and `data.eval` name.
+      train: the splits of `data.train`.
+      eval: the splits of `data.eval`.
     """
 
     train: Source
@@ -70,10 +71,10 @@ class Data:
 
 
 def load_data(config: ConfigDict) -> Data:
-    """Opens both splits, and checks that all processes of a run hold the same images.
+    """Opens both splits, and checks that all processes of the run have the same images.
 
     Raises:
-      ConfigError, DataError: see `open_source`; or the processes' images differ.
+      ConfigError, DataError: see `open_source`; or the images of the processes differ.
     """
     data = Data(open_source(config, config.data.train), open_source(config, config.data.eval))
     distributed.check_same('images', lambda: data.train.fingerprint() + data.eval.fingerprint())
@@ -83,11 +84,10 @@ def load_data(config: ConfigDict) -> Data:
 def fit_preprocess(config: ConfigDict, train: Source) -> Preprocess:
     """Fits `preprocess.recipe` to the training images.
 
-    The fit of a recipe that takes seconds is kept in the user's cache folder, for the next run on
-    the same images.
+    A fit that takes seconds is saved in the user's cache folder, for later runs on the same images.
 
     Raises:
-      ConfigError: the recipe needs the images in memory, and they are on the disk.
+      ConfigError: the recipe needs the images in memory, and they are streamed from disk.
     """
     settings = config.preprocess
     options = {'zca_bias': settings.zca_bias, 'gcn_scale': settings.gcn_scale}
@@ -114,14 +114,17 @@ def cached_fit(fit: Callable[[], Preprocess], key: str) -> Preprocess:
     with contextlib.suppress(CheckpointError):
         return preprocess.load(path)
     fitted = fit()
-    with contextlib.suppress(SaveError):  # the run keeps its own copy; this one only saves time
+    with contextlib.suppress(SaveError):  # the cache only saves time; the run has its own copy
         preprocess.save(path, fitted)
     return fitted
 
 
 def is_streamed(config: ConfigDict, mesh: jax.sharding.Mesh, data: Data) -> bool:
-    """Whether the splits stay on the host: as `data.residency` says, or if they would take more
-    than half of a device's memory (on a CPU, of the machine's)."""
+    """Returns whether the splits stay on the host.
+
+    `data.residency` decides. With 'auto', they do if they need more than half of a device's memory
+    (on a CPU, half of the machine's).
+    """
     if not data.train.in_memory or config.data.residency != 'auto':
         return not data.train.in_memory or config.data.residency == 'stream'
     pixel_bytes = 4 if config.preprocess.recipe in preprocess.PRECOMPUTED else 1
@@ -144,21 +147,20 @@ def place_split(
     batch_size: int,
     eval_batch_size: int,
 ) -> DeviceSplit:
-    """Moves a split to the devices of the mesh, or prepares to stream it.
+    """Moves a split to the devices, or prepares to stream it.
 
-    Images stay uint8 and the step preprocesses them, except for recipes whose cost in every step
-    would be large: those are applied once, to a stream's images here and to others when a call
-    first takes them.
+    Most images stay uint8, and the step preprocesses them. Recipes that would be expensive in every
+    step are applied once: here if the split is streamed, otherwise when an image is first needed.
 
     Args:
       source: the split on the host.
       fitted: the preprocessing, on the host.
-      mesh: of the devices.
+      mesh: the devices.
       placed: the preprocessing, replicated over the mesh.
       streamed: whether the split stays on the host.
-      seed: the run's.
-      batch_size: images a training step.
-      eval_batch_size: images scored at a time.
+      seed: seed of the run.
+      batch_size: images per training step.
+      eval_batch_size: images per evaluation batch.
     """
     once = source.in_memory and fitted.recipe in preprocess.PRECOMPUTED
     if streamed:
@@ -173,10 +175,10 @@ def place_split(
 
 
 def resize_source(source: Source, side: int) -> Source:
-    """The split with all images scaled to `side` pixels in height and width (bilinear, smoothed).
+    """Resizes all images to `side` x `side` pixels (bilinear, with antialiasing).
 
     Raises:
-      ConfigError: the images are on the disk, or smaller than that.
+      ConfigError: the images are streamed from disk, or smaller than that.
     """
     if not source.in_memory or side > min(source.image_shape[:2]):
         size = 'x'.join(map(str, source.image_shape[:2]))
@@ -198,7 +200,7 @@ def resize_source(source: Source, side: int) -> Source:
 
 
 def apply_in_chunks(fitted: Preprocess, images_NHWC: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
-    """Preprocesses uint8 images chunk by chunk: float32 of the same shape."""
+    """Preprocesses uint8 images in chunks; returns float32 of the same shape."""
     apply, fitted = jax.jit(lambda fitted, images: fitted(images)), jax.device_put(fitted)
     out_NHWC = np.empty(images_NHWC.shape, np.float32)
     for start in range(0, len(images_NHWC), chunk):

@@ -1,7 +1,7 @@
 """Prepares a TFDS dataset without TensorFlow, from the official archives or by downloading them.
 
-All work happens in a temporary folder under <data_dir>/nin_jax_cache, which is renamed to
-<data_dir>/<name>/<version> at the end: a killed run leaves nothing half-made.
+It works in a temporary folder under <data_dir>/nin_jax_cache, which is renamed to
+<data_dir>/<name>/<version> at the end, so a killed process leaves no incomplete dataset.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from nin_jax.errors import DataError, one_line
 
 
 def prepare(name: str, data_dir: str = '', archives_dir: str = '') -> None:
-    """Makes dataset `name` ready for training and prints its counts beside the published ones.
+    """Prepares a dataset for training, and prints its counts beside the published ones.
 
     Args:
       name: a key of `catalog.DATASETS`.
       data_dir: the TFDS folder to write; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      archives_dir: a folder searched for the official archives; '' means download them.
+      archives_dir: folder with the official archives; '' to download them.
 
     Raises:
-      ConfigError: no such dataset.
-      DataError: an archive is missing, damaged or cannot be downloaded; nothing half-made is left.
+      ConfigError: there is no such dataset.
+      DataError: an archive is missing, damaged or cannot be downloaded.
       OSError: `data_dir` cannot be written.
     """
     dataset = lookup(name)
@@ -52,13 +52,13 @@ def prepare(name: str, data_dir: str = '', archives_dir: str = '') -> None:
 
 
 def _build(name: str, dataset: Dataset, root: Path, archives_dir: str) -> None:
-    """Runs TFDS's own builder in a temporary folder and renames the result into place."""
+    """Runs the TFDS builder in a temporary folder, and renames the result."""
     cache.require_tfds()
     final = root / name / dataset.version
     if final.exists():
         raise DataError(f'{final} is there without a dataset_info.json: delete it and start again')
     work = root / cache.FOLDER / f'{name}.incomplete'
-    shutil.rmtree(work, ignore_errors=True)  # we hold the lock: a killed run left it
+    shutil.rmtree(work, ignore_errors=True)  # left by a killed process, since we hold the lock
     work.mkdir(parents=True)
     try:
         _run_tfds(name, dataset, work, root, archives_dir)
@@ -70,7 +70,7 @@ def _build(name: str, dataset: Dataset, root: Path, archives_dir: str) -> None:
 
 
 def _run_tfds(name: str, dataset: Dataset, work: Path, root: Path, archives_dir: str) -> None:
-    import tensorflow_datasets as tfds  # lazily: a second or two
+    import tensorflow_datasets as tfds  # takes seconds to import
 
     from nin_jax.data.tfds_without_tf import tfds_without_tensorflow
 
@@ -90,14 +90,14 @@ def _run_tfds(name: str, dataset: Dataset, work: Path, root: Path, archives_dir:
                     download_dir=work / 'downloads',
                     download_config=tfds.download.DownloadConfig(try_download_gcs=False),
                 )
-        except Exception as error:  # whatever TFDS meets: a full disk, a file cut short, ...
+        except Exception as error:  # of any type: a full disk, a truncated file, ...
             paths = ', '.join(str(path) for path in files.values())
             reason = f'{type(error).__name__}: {one_line(error)}'
             raise DataError(f'{name} cannot be made from {paths} ({reason})') from error
 
 
 def _official_files(name: str, builder: Any, root: Path, archives_dir: str) -> dict[str, Path]:
-    """Returns {url: file}, found or downloaded; the urls and sha256 are those TFDS registers."""
+    """Returns {url: file}, found or downloaded, for the URLs that TFDS registers."""
     infos = {info.filename: (url, info) for url, info in sorted(builder.url_infos.items())}
     if archives_dir:
         files = archives.find(archives_dir, list(infos))
@@ -124,7 +124,7 @@ def _official_files(name: str, builder: Any, root: Path, archives_dir: str) -> d
 
 
 def _stage(name: str, url: str, info: Any, path: Path, downloads: Path) -> None:
-    """Links a file to where TFDS keeps its downloads."""
+    """Links a file into the download folder of TFDS."""
     from tensorflow_datasets.core.download import resource
 
     staged = downloads / name / resource.get_dl_fname(url, info.checksum)
@@ -134,7 +134,7 @@ def _stage(name: str, url: str, info: Any, path: Path, downloads: Path) -> None:
 
 
 def _report(name: str, dataset: Dataset, root: Path, folder: Path) -> str:
-    """The prepared dataset's counts and channel means beside the published ones."""
+    """Formats the dataset's counts and channel means beside the published ones."""
     class_names, digests = cache.read_index(folder)
     lines = [
         f'{name} {dataset.version} in {root}, {len(class_names)} classes',
@@ -160,7 +160,7 @@ def _report(name: str, dataset: Dataset, root: Path, folder: Path) -> str:
 
 
 def _channel_means(images_NHWC: np.ndarray) -> np.ndarray:
-    """Mean of each channel, float64 (C,), of pixels in 0..1; exact: the sums are integers."""
+    """Returns the mean of each channel, float64 (C,), of pixels in 0..1, from exact sums."""
     sums = np.zeros(images_NHWC.shape[-1], np.int64)
     for start in range(0, len(images_NHWC), 10_000):
         sums += images_NHWC[start : start + 10_000].sum(axis=(0, 1, 2), dtype=np.int64)

@@ -43,7 +43,7 @@ def global_contrast_normalize(
 ) -> jax.Array:
     """Subtracts each image's mean over all its values and sets its L2 norm to `scale`.
 
-    Float32 (B, H, W, C) of any size. An image whose norm / scale is below `min_divisor` is not
+    Images are float32, of any size. An image whose norm / scale is below `min_divisor` is not
     divided. Source: pylearn2 expr/preprocessing.py, use_std=False, sqrt_bias=0.
     """
     # A flat image must become exactly 0. At some sizes a compiled mean has a rounding error, which
@@ -59,10 +59,10 @@ def local_contrast_normalize(
 ) -> jax.Array:
     """Subtracts the Gaussian-weighted mean around each pixel and divides by the RMS around it.
 
-    Float32 (B, H, W, C) of any size, each channel on its own, with zeros around the image. The
+    Images are float32, of any size, with zero padding; each channel is normalized separately. The
     divisor is the largest of the local RMS (before the mean is subtracted), the channel's mean RMS
     and `threshold`. Source: LeCunLCN in pylearn2 datasets/preprocessing.py of December 2013;
-    versions from 17 January 2014 on leave the loop early and normalize red alone.
+    versions from 17 January 2014 on leave the loop early and normalize only the red channel.
     """
     rms_BHWC = jnp.sqrt(_blur(x_BHWC**2, kernel_size, sigma))
     floor_B11C = jnp.maximum(rms_BHWC.mean((1, 2), keepdims=True), threshold)
@@ -71,7 +71,7 @@ def local_contrast_normalize(
 
 
 def _blur(x_BHWC: jax.Array, kernel_size: int, sigma: float) -> jax.Array:
-    """Gaussian filter of sum 1, by sums of shifted images: no convolution's precision matters."""
+    """Applies a Gaussian filter as sums of shifted images, in full float32 on every device."""
     mid = kernel_size // 2
     taps = np.exp(-((np.arange(kernel_size) - mid) ** 2) / (2 * sigma**2))
     taps /= taps.sum()
@@ -88,12 +88,14 @@ def _blur(x_BHWC: jax.Array, kernel_size: int, sigma: float) -> jax.Array:
 def fit_zca(
     images_NHWC: np.ndarray, scale: float = 55.0, bias: float = 0.1, chunk: int = 5000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits ZCA to globally contrast normalised uint8 images, in float64 throughout.
+    """Fits ZCA to uint8 images after global contrast normalization, in float64.
 
-    Returns (mean_HWC, whiten_DD), float32, D = H*W*C: whitened = (x_D - mean_D) @ whiten_DD.
-    whiten = V diag(e^-1/2) V' over the eigenpairs of covariance + bias * I, with no component
-    left out (pylearn2 datasets/preprocessing.py, class ZCA). 50,000 CIFAR images take about
-    10 s on two cores and 0.5 GB.
+    With D = H*W*C, whitened = (x_D - mean_D) @ whiten_DD. whiten = V diag(e^-1/2) V' over all
+    eigenpairs of covariance + bias * I (pylearn2 datasets/preprocessing.py, class ZCA). 50,000
+    CIFAR images take about 10 s on two cores, and 0.5 GB.
+
+    Returns:
+      mean_HWC and whiten_DD, float32.
     """
     shape_HWC = images_NHWC.shape[1:]
     size = math.prod(shape_HWC)
@@ -123,18 +125,18 @@ def fit_patch_zca(
 ) -> np.ndarray:
     """Fits ZCA to patches of contrast-normalized uint8 images, in float64.
 
-    Natural images look alike at every position and scale, so one filter serves all pixels of images
-    of any size: that of the patch's middle pixel.
+    The statistics of natural images are nearly the same at each position and scale. So the filter
+    of a patch's middle pixel is applied to all pixels, of images of any size.
 
     Args:
       images_NHWC: uint8.
-      bias: added to the covariance's eigenvalues; the images' values have RMS 1.
-      side: of a patch, in pixels.
-      every: uses one of so many images.
-      chunk: images at a time.
+      bias: added to the eigenvalues of the covariance of images with RMS 1.
+      side: side of a patch, in pixels.
+      every: the fit uses every n-th image.
+      chunk: number of images per matrix product.
 
     Returns:
-      kernel_HWIO (side, side, C, C), float32, for a convolution.
+      kernel_HWIO (side, side, C, C), float32, of a convolution.
     """
     height, width, channels = images_NHWC.shape[1:]
     size, count = side * side * channels, 0
@@ -159,7 +161,7 @@ def _unit_rms(x_BHWC: jax.Array) -> jax.Array:
 
 
 def patch_whiten(x_BHWC: jax.Array, kernel_HWIO: np.ndarray | jax.Array) -> jax.Array:
-    """Normalizes the contrast to RMS 1 and slides the patch filter; edge pixels are repeated."""
+    """Normalizes the contrast to RMS 1 and applies the filter; the padding repeats edge pixels."""
     pads = [(0, 0), *((side // 2, side // 2) for side in kernel_HWIO.shape[:2]), (0, 0)]
     return jax.lax.conv_general_dilated(
         jnp.pad(_unit_rms(x_BHWC), pads, mode='edge'),
@@ -174,14 +176,14 @@ def patch_whiten(x_BHWC: jax.Array, kernel_HWIO: np.ndarray | jax.Array) -> jax.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocess:
-    """A fitted recipe: a pytree, so pass it into a jitted function rather than close over it.
+    """A fitted recipe. It is a pytree: pass it to a jitted function instead of closing over it.
 
     Attributes:
       recipe: one of RECIPES.
       gcn_scale: L2 norm of an image in 'gcn_zca'.
-      mean_HWC: float32: of 'gcn_zca', or the mean color (1, 1, C) of 'mean'; else None.
-      whiten_DD: float32, D = H*W*C, of 'gcn_zca'; else None.
-      kernel_HWIO: float32, of 'patch_zca'; else None.
+      mean_HWC: float32, the mean of 'gcn_zca' or the mean color (1, 1, C) of 'mean'; else None.
+      whiten_DD: float32, D = H*W*C, the matrix of 'gcn_zca'; else None.
+      kernel_HWIO: float32, the filter of 'patch_zca'; else None.
     """
 
     recipe: str = dataclasses.field(metadata={'static': True})
@@ -191,11 +193,11 @@ class Preprocess:
     kernel_HWIO: Any = None
 
     def __call__(self, images_BHWC: Images) -> jax.Array:
-        """Preprocesses images with values 0..255: float32 (B, H, W, C).
+        """Preprocesses images with values 0..255; returns float32 of the same shape.
 
         Raises:
-          DataError: 'gcn_zca' gets images of another size than it was fitted to; the other recipes
-            take any height and width.
+          DataError: the images are of another size than 'gcn_zca' was fitted to. The other recipes
+            accept any height and width.
         """
         x_BHWC = _as_float(images_BHWC)
         if self.recipe == 'scale':
@@ -219,11 +221,11 @@ class Preprocess:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """The fitted arrays by field name; None for those that the recipe does not use."""
+        """The fitted arrays by field name; None for arrays that the recipe does not use."""
         return {name: getattr(self, name) for name in ARRAYS}
 
     def any_size(self, images_BHWC: Images) -> jax.Array:
-        """The same for images of any size; 'gcn_zca' falls back to `whiten_any_size`."""
+        """Preprocesses images of any size, with `whiten_any_size` if 'gcn_zca' does not fit."""
         if self.recipe == 'gcn_zca' and images_BHWC.shape[1:] != self.mean_HWC.shape:
             return whiten_any_size(self, images_BHWC)
         return self(images_BHWC)
@@ -242,7 +244,7 @@ def fit(
 
     Raises:
       ConfigError: the recipe is unknown, or an option is not above 0.
-      DataError: the images are not uint8 (N, H, W, C), or there is none.
+      DataError: the images are not uint8 (N, H, W, C), or there are none.
     """
     _check_recipe(recipe)
     for name, value in (('zca_bias', zca_bias), ('gcn_scale', gcn_scale)):
@@ -263,18 +265,18 @@ def fit(
 
 
 def mean_color(mean_C: np.ndarray) -> Preprocess:
-    """Recipe 'mean' with a known mean color, 0..255."""
+    """Returns the recipe 'mean' for a known mean color, 0..255."""
     return Preprocess('mean', mean_HWC=np.asarray(mean_C, np.float32)[None, None])
 
 
 def whiten_any_size(preprocess: Preprocess, images_BHWC: Images) -> jax.Array:
-    """Approximates 'gcn_zca' on images of any size with values 0..255: float32 (B, H, W, C).
+    """Approximates 'gcn_zca' on images of any size with values 0..255; returns float32.
 
-    ZCA has one filter for each pixel of the fitted size, and they are nearly shifted copies of one
-    another. This slides the middle pixel's filter over the image, with edge pixels repeated beyond
-    the border. It is exact at the middle pixel of an image of the fitted size. On CIFAR-10 test
-    images it is off by 10 % (RMS) around the middle and by 28 % over the whole image. The contrast
-    of larger images is normalized over the whole image, to the RMS of the fitted ones.
+    ZCA has a filter for each pixel, and the filters are nearly shifted copies of each other. This
+    applies the filter of the middle pixel as a convolution; the padding repeats edge pixels. It is
+    exact at the middle pixel of an image of the fitted size. On CIFAR-10 test images, the RMS error
+    is 10 % around the middle and 28 % over the whole image. The contrast of larger images is
+    normalized over the whole image, to the RMS of the fitted images.
 
     Raises:
       ConfigError: the recipe is not 'gcn_zca'.
@@ -292,8 +294,8 @@ def whiten_any_size(preprocess: Preprocess, images_BHWC: Images) -> jax.Array:
         )
     y, x = height // 2, width // 2
     kernel_HWIO = preprocess.whiten_DD.reshape(2 * (height, width, channels))[:, :, :, y, x]
-    # Fitted images have mean 0, which ZCA amplifies by bias**-0.5. A shifted window's mean is not 0
-    # and would swamp the rest: subtract it, as GCN of the window would.
+    # The mean of a fitted image is 0. That of a window is not, and ZCA would amplify it by
+    # bias**-0.5: subtract it, as GCN of the window would.
     kernel_HWIO = kernel_HWIO - kernel_HWIO.mean((0, 1, 2))
     mean_O = jnp.einsum('hwi,hwio->o', preprocess.mean_HWC, kernel_HWIO, precision=HIGHEST)
     same_rms = math.sqrt(math.prod(x_BHWC.shape[1:]) / preprocess.mean_HWC.size)
@@ -311,10 +313,10 @@ def whiten_any_size(preprocess: Preprocess, images_BHWC: Images) -> jax.Array:
 
 
 def digest(preprocess: Preprocess) -> str:
-    """SHA-256, in hex, of the recipe and its arrays.
+    """Returns the SHA-256, in hex, of the recipe and its arrays.
 
-    Fitting ZCA again on another machine may change the last bits, and so the digest: keep the saved
-    one with the weights that were trained on it.
+    A fit of ZCA on another machine can differ in the last bits, and so in the digest. Keep the fit
+    with the weights that were trained on it.
     """
     sha = hashlib.sha256(f'{preprocess.recipe} {float(preprocess.gcn_scale)!r}'.encode())
     for array in preprocess.arrays.values():
@@ -325,10 +327,10 @@ def digest(preprocess: Preprocess) -> str:
 
 
 def save(path: str | os.PathLike, preprocess: Preprocess) -> None:
-    """Writes an .npz that holds its digest, atomically.
+    """Writes the recipe, its arrays and its digest to an .npz file, atomically.
 
     Raises:
-      SaveError: it cannot be written.
+      SaveError: the file cannot be written.
     """
     path = Path(path)
     arrays = {'recipe': preprocess.recipe, 'gcn_scale': np.float64(preprocess.gcn_scale)}
@@ -345,15 +347,15 @@ def save(path: str | os.PathLike, preprocess: Preprocess) -> None:
     except OSError as error:
         raise SaveError(f'cannot write {path}: {error.strerror or error}') from error
     finally:
-        with contextlib.suppress(OSError):  # gone already when all went well
+        with contextlib.suppress(OSError):  # it is only there after a failure
             temporary.unlink()
 
 
 def load(path: str | os.PathLike) -> Preprocess:
-    """Reads what `save` wrote.
+    """Reads a file written by `save`.
 
     Raises:
-      CheckpointError: the file is missing, damaged or something else.
+      CheckpointError: the file is missing, damaged, or not a saved preprocessing.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -381,7 +383,7 @@ _DAMAGE = (
 
 
 def _fits_together(preprocess: Preprocess) -> bool:
-    """Whether the arrays are those of the recipe; the digest covers whatever `save` was given."""
+    """Returns whether the arrays are those of the recipe, which the digest does not check."""
     mean, whiten, kernel = preprocess.arrays.values()
     if preprocess.recipe == 'patch_zca':
         return kernel is not None and kernel.ndim == 4 and kernel.dtype == np.float32

@@ -1,4 +1,4 @@
-"""A split on the host: the interface of every dataset."""
+"""The interface of a split on the host, and a split in memory."""
 
 import dataclasses
 import hashlib
@@ -11,11 +11,11 @@ class Source(Protocol):
     """A split of a dataset; `len` is its number of images.
 
     Attributes:
-      class_names: in label order.
+      class_names: names of the classes, in label order.
       image_shape: (height, width, channels).
-      dtype: of the images: uint8, or float32 once preprocessed.
+      dtype: dtype of the images: uint8, or float32 if they are preprocessed.
       in_memory: whether all images are in the host's memory.
-      mean_color: published mean of each channel, 0..255, or None where it is not published.
+      mean_color: published mean of each channel, 0..255; None if it is not published.
     """
 
     @property
@@ -41,8 +41,8 @@ class Source(Protocol):
         """Reads images_BHWC and int32 labels_B.
 
         Args:
-          indices_B: which images.
-          keys_B2: two integers an image that decide its random crop; None for the middle.
+          indices_B: indices of the images in the split.
+          keys_B2: two integers per image that determine its random crop; None for center crops.
         """
         ...
 
@@ -51,13 +51,19 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A digest that is equal on all processes that read the same files."""
+        """Returns a digest that is equal in all processes that read the same files."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """A split in memory: images_NHWC, uint8 or preprocessed float32, and int32 labels_N."""
+    """A split in memory.
+
+    Attributes:
+      images: images_NHWC, uint8 or preprocessed float32.
+      labels: labels_N, int32.
+      class_names: names of the classes, in label order.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -85,12 +91,12 @@ class Arrays:
     def take(
         self, indices_B: np.ndarray, keys_B2: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """images_BHWC and labels_B of the given rows; the keys are for sources that crop."""
+        """Returns images_BHWC and labels_B; does not crop, so the keys are not used."""
         del keys_B2
         return self.images[indices_B], self.labels[indices_B]
 
     def first(self, limit: int) -> 'Arrays':
-        """The first `limit` images; 0 for all."""
+        """Returns the first `limit` images; all of them if it is 0."""
         keep = slice(limit or None)
         return dataclasses.replace(self, images=self.images[keep], labels=self.labels[keep])
 
@@ -98,7 +104,7 @@ class Arrays:
         return self
 
     def fingerprint(self) -> str:
-        """SHA-256 over images and labels."""
+        """Returns the SHA-256 of images and labels."""
         sha = hashlib.sha256(np.ascontiguousarray(self.images).data)
         sha.update(np.ascontiguousarray(self.labels).data)
         return sha.hexdigest()

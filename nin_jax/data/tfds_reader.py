@@ -1,4 +1,4 @@
-"""Reads a prepared TFDS array_record dataset into arrays, in official order."""
+"""Reads a prepared TFDS array_record dataset into arrays, in the official order."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def read_part(name: str, dataset: Dataset, root: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes one TFDS part to images uint8 (N, H, W, C) and labels int32 (N,).
+    """Decodes a TFDS part to images, uint8 (N, H, W, C), and labels, int32 (N,).
 
     TFDS shuffles the examples by a hash of their keys. This restores the order of the official
-    archives: by the examples' ids or, where there are none (MNIST), by inverting the hash, whose
-    keys are then 0, 1, 2, ...
+    archives, by the ids of the examples. MNIST has no ids, and its keys are 0, 1, 2, ..., so their
+    hashes are sorted.
 
     Raises:
       DataError: the TFDS files are damaged.
@@ -57,7 +57,7 @@ def read_part(name: str, dataset: Dataset, root: Path, part: str) -> tuple[np.nd
 
 
 def class_names(name: str, dataset: Dataset, root: Path) -> list[str]:
-    """The class names TFDS stored."""
+    """Returns the class names that TFDS stored."""
     return list(_builder(name, dataset, root).info.features['label'].names)
 
 
@@ -66,13 +66,13 @@ def _builder(name: str, dataset: Dataset, root: Path) -> Any:
 
 
 def _in_batches(records: Any, size: int = 1000) -> Iterator[bytes]:
-    """Yields every record; reading them one by one takes ten times as long."""
+    """Yields all records, read in batches, which is ten times as fast as one at a time."""
     for start in range(0, len(records), size):
         yield from records.__getitems__(list(range(start, min(start + size, len(records)))))
 
 
 def _hash_order(part: str, count: int) -> np.ndarray:
-    """Row of example 0, 1, ... of the archive: TFDS sorts by a hash salted with the part."""
+    """Returns the rows of examples 0, 1, ...; TFDS sorts by a hash with the part as salt."""
     hasher = hashing.Hasher(part)
     written = sorted(range(count), key=hasher.hash_key)
     return np.argsort(written)

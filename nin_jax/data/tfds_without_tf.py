@@ -1,9 +1,8 @@
-"""Lets TFDS builders prepare a dataset with no TensorFlow installed.
+"""Lets TFDS builders prepare a dataset without TensorFlow.
 
-TFDS 4 reads without TensorFlow but does not write without it: the builders open files through
-tf.io.gfile, the extractor too, and images become PNGs through tf.image.encode_png. Those few calls
-are replaced here, for as long as a `with` block lasts, and the builders themselves run unchanged.
-The names are TFDS internals, so they are checked first.
+TFDS 4 can read without TensorFlow, but not write: builders and the extractor open files with
+tf.io.gfile, and images are encoded with tf.image.encode_png. This replaces these calls within a
+`with` block; the builders run unchanged. The names are internal to TFDS, so they are checked first.
 """
 
 import contextlib
@@ -28,10 +27,10 @@ _STAND_IN_TF = types.SimpleNamespace(
 
 @contextlib.contextmanager
 def tfds_without_tensorflow(builder_class: type) -> Iterator[None]:
-    """Within the block, preparing with `builder_class` needs no TensorFlow and retries once.
+    """Makes preparing with `builder_class` need no TensorFlow, and retry downloads once.
 
     Raises:
-      DataError: this version of TFDS lacks one of the names replaced here.
+      DataError: this version of TFDS lacks one of the replaced names.
     """
     core = 'tensorflow_datasets.core'
     changes = [
@@ -56,7 +55,7 @@ def tfds_without_tensorflow(builder_class: type) -> Iterator[None]:
 
 
 def _find(module: str, dotted: str) -> tuple[Any, str]:
-    """The object that holds the attribute, and the attribute's name."""
+    """Returns the object with the attribute, and the attribute's name."""
     try:
         owner = importlib.import_module(module)
         *path, attribute = dotted.split('.')
@@ -74,7 +73,7 @@ def _find(module: str, dotted: str) -> tuple[Any, str]:
 
 
 def _encode_png(encoder: Any, image: np.ndarray) -> bytes:
-    """Stands in for _ImageEncoder._encode_image: uint8 (H, W, C) to PNG bytes."""
+    """Replaces _ImageEncoder._encode_image: encodes uint8 (H, W, C) as PNG."""
     if image.dtype != np.uint8 or image.shape != tuple(encoder.shape):
         raise ValueError(f'expected uint8 {encoder.shape}, got {image.dtype} {image.shape}')
     png = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The trained networks inside this package; nothing here imports JAX.
+"""The trained networks in this package; does not import JAX.
 
 Each is a release in `weights/<name>/`, made by `experiments.export --bundle`.
 """
@@ -10,14 +10,14 @@ DEFAULT = 'cifar10'  # what `experiments.predict` uses without --workdir
 
 
 def names() -> list[str]:
-    """The names of the bundled networks, sorted."""
+    """Returns the names of the bundled networks, sorted."""
     return sorted(path.parent.name for path in WEIGHTS.glob('*/config.json'))
 
 
 def resolve(path: Path) -> Path:
-    """The folder of a bundled network if `path` is its name; else `path` itself.
+    """Returns the folder of a bundled network if `path` is its name; otherwise `path`.
 
-    A folder of the user's with that name comes first if it holds a run or a release.
+    A folder of this name that contains a run or a release takes precedence.
     """
     if str(path) in names() and not (path / 'config.json').is_file():
         return WEIGHTS / path

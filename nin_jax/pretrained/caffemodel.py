@@ -45,7 +45,7 @@ MESSAGES = {
 
 @functools.cache
 def net_parameter() -> type[message.Message]:
-    """The protobuf class of caffe.proto's NetParameter, with the fields of MESSAGES."""
+    """Returns the protobuf class of caffe.proto's NetParameter, with the fields of MESSAGES."""
     field = descriptor_pb2.FieldDescriptorProto
     scalars = {'bytes': field.TYPE_BYTES, 'uint64': field.TYPE_UINT64, 'float': field.TYPE_FLOAT}
     file = descriptor_pb2.FileDescriptorProto(name='caffe.proto', package='caffe')
@@ -65,11 +65,11 @@ def net_parameter() -> type[message.Message]:
 
 
 def read_caffemodel(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
-    """Layer name -> its blobs (weights, then biases) as float32 in their stored shape.
+    """Returns {layer name: its blobs}: weights, then biases, as float32 in their stored shape.
 
-    A Caffe V1 blob has four dimensions: a convolution's weights are (out, in, height, width) and
-    its biases (1, 1, 1, out). Layers without blobs are left out. The format has no checksum, so a
-    flipped bit inside a weight goes unnoticed.
+    A Caffe V1 blob has four dimensions. The weights of a convolution are (out, in, height, width),
+    and its biases (1, 1, 1, out). Layers without blobs are omitted. The format has no checksum, so
+    a changed bit in a weight is not detected.
 
     Raises:
       CheckpointError: the file is missing, damaged, too large or not a Caffe model.
@@ -92,9 +92,9 @@ def read_caffemodel(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
 
 
 def import_nin(blobs: dict[str, list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The authors' CIFAR-10 network, conv1 to cccp6, as (kernel_HWIO, bias_O) pairs of float32.
+    """Returns the authors' CIFAR-10 network, conv1 to cccp6, as (kernel_HWIO, bias_O) pairs.
 
-    Caffe computes a cross-correlation, as JAX does, so no kernel is flipped. Its input channels are
+    Caffe computes a cross-correlation, like JAX, so kernels are not flipped. The input channels are
     red, green, blue.
 
     Raises:
@@ -135,7 +135,7 @@ def _read_net(data: bytes) -> dict[str, list[np.ndarray]]:
 
 
 def _read_blob(blob: Any) -> np.ndarray:
-    """float32 of the blob's shape; blobs from before `shape` have four dimensions."""
+    """Returns float32 of the blob's shape; older blobs, without `shape`, have four dimensions."""
     if blob.HasField('shape'):
         shape = tuple(blob.shape.dim)
     else:

@@ -1,4 +1,4 @@
-"""The authors' weights as an ordinary run with one checkpoint, at step 0."""
+"""Converts the authors' weights to a run with one checkpoint, at step 0."""
 
 import pathlib
 
@@ -33,11 +33,11 @@ from nin_jax.train.trainer import make_setup
 
 
 def import_caffemodel(config: ConfigDict, caffemodel: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes a run into `folder`, with its preprocessing fitted to the config's training split.
+    """Writes a run to `folder`, with preprocessing fitted to the config's training split.
 
     Raises:
-      CheckpointError: the file is missing, damaged or another network.
-      UserError: the folder already holds a run.
+      CheckpointError: the file is missing, damaged or of another network.
+      UserError: the folder already contains a run.
       DataError: the training images are not prepared.
     """
     validate(config)
@@ -79,10 +79,10 @@ def import_caffemodel(config: ConfigDict, caffemodel: pathlib.Path, folder: path
 
 
 def fill(params: dict, layers: list[tuple[np.ndarray, np.ndarray]]) -> dict:
-    """Replaces the (kernel_HWIO, bias_O) of a parameter tree's convolutions, first to last.
+    """Replaces (kernel_HWIO, bias_O) of all convolutions in a parameter tree, in forward order.
 
     Raises:
-      ValueError: the number of layers or a shape differs.
+      ValueError: the number of layers or a shape is different.
     """
     convs = [
         (block, name)

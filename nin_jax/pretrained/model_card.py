@@ -1,4 +1,4 @@
-"""The model card of a released network: where it comes from, what it scores, how to load it."""
+"""The model card of a released network: its origin, its test error, and how to load it."""
 
 import json
 import pathlib
@@ -17,12 +17,12 @@ KEPT = (
 
 
 def provenance(workdir: pathlib.Path, step: int) -> dict:
-    """What the run's own records say of the network at `step`; nothing is computed here.
+    """Returns what the records of the run state about the network at `step`; computes nothing.
 
     Returns:
-      Of summary.json: how the run ended, seed, commit, versions, device. Beside it 'error', as the
-      run itself evaluated it at that step (None if it did not), and 'other_errors', the final
-      errors of runs in neighbouring folders that differ in nothing but their seed.
+      From summary.json: status, seed, commit, versions, device. Also 'error', the run's own
+      evaluation at that step (None if there is none), and 'other_errors', the final errors of runs
+      in adjacent folders that differ only in their seed.
 
     Raises:
       CheckpointError: summary.json is damaged.
@@ -59,15 +59,15 @@ def _other_seeds(workdir: pathlib.Path, summary: dict) -> list[float]:
 def text(
     trained: Trained, found: dict, programs: tuple[str, ...] = (), dtype: str = 'float32'
 ) -> str:
-    """The card, Markdown.
+    """Returns the card as Markdown.
 
     Args:
       trained: the network.
-      found: what `provenance` returned. If the test images were scored, also 'scored_error', the
-        error, 'scored', how many images, and 'scored_by', what scored them. If there are programs,
-        'largest_difference' of their logits from the network's.
+      found: the result of `provenance`. If the test images were evaluated, it also has
+        'scored_error', their error, 'scored', their number, and 'scored_by', the program. With
+        exported programs, it has 'largest_difference' of their logits from the network's.
       programs: names of the release's programs, 'model.stablehlo' or 'model.onnx'.
-      dtype: of the stored kernels.
+      dtype: dtype of the stored kernels.
     """
     config = trained.config
     height, width, channels = trained.image_shape
@@ -120,7 +120,7 @@ it has any, are there too.
 
 
 def _programs(trained: Trained, programs: tuple[str, ...]) -> str:
-    """How to run each program without this package."""
+    """Describes how to run each program without this package."""
     words = ''
     if 'model.stablehlo' in programs:
         words += """

@@ -1,12 +1,12 @@
-"""A trained network as an ONNX graph: preprocessing and weights inside, images of any size.
+"""Converts a trained network to an ONNX graph, with preprocessing, for images of any size.
 
     session = onnxruntime.InferenceSession('model.onnx')
     logits_BK, maps_BHWK = session.run(['logits', 'maps'], {'images': images_BHWC})  # uint8
 
 The graph is built from the layer table, with batch normalization folded into the convolutions.
-jax2onnx 0.17 cannot convert these networks: it does not know `platform_index`, which
-`lax.platform_dependent` of ops.py becomes; images of any size fail in the comparisons of pooled
-sizes; and it needs an Orbax older than ours.
+jax2onnx 0.17 cannot convert these networks: it does not support `platform_index`, which
+`lax.platform_dependent` of ops.py becomes, fails to compare pooled sizes for images of any size,
+and requires an older Orbax.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ def build(trained: Trained, *, layers: bool = False) -> bytes:
 
     Args:
       trained: the network.
-      layers: whether every layer's activations are outputs too: (B, C, H, W) each, under the
-        authors' names for the layers.
+      layers: whether the activations of all layers are outputs too: (B, C, H, W) each, with the
+        authors' names of the layers.
 
     Returns:
       A serialized ModelProto. Input `images`: uint8 (B, H, W, C), any B; any H and W, unless the
@@ -74,7 +74,7 @@ def build(trained: Trained, *, layers: bool = False) -> bytes:
 
 
 def layer_outputs(trained: Trained) -> list[str]:
-    """The layers that `build` can output; not a dropout that does nothing in evaluation."""
+    """Returns the layers that `build` can output: all except dropout, which has no effect."""
     blocks = tuple(Block(**row) for row in trained.config.model.blocks.values())
     is_scaled = trained.config.model.dropout_mode == 'convnet'
     return [
@@ -91,7 +91,7 @@ def _mlpconv(
     names: dict[tuple[str, str], str],
     is_last: bool,
 ) -> str:
-    """One row of the layer table on (B, C, H, W)."""
+    """Adds a row of the layer table, on (B, C, H, W)."""
     config = trained.config.model
     parameters = trained.params['mlpconvs'][key]['layers']
     layers = ('conv', *(f'cccp{j}' for j in range(1, len(block.features))))
@@ -120,7 +120,7 @@ def _mlpconv(
 
 
 def _folded(layer: dict) -> tuple[np.ndarray, np.ndarray]:
-    """A convolution's kernel_HWIO and bias_O with its batch normalization, if any, inside."""
+    """Returns kernel_HWIO and bias_O of a convolution with its batch normalization, if any."""
     kernel_HWIO, bias_O = (np.asarray(layer[k], np.float64) for k in ('kernel', 'bias'))
     if 'norm' in layer:
         mean_O, var_O = (np.asarray(layer['norm'][k], np.float64) for k in ('mean', 'var'))
@@ -130,8 +130,10 @@ def _folded(layer: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pool(writer: Writer, x: str, pool: str, name: str) -> str:
-    """3x3/2 pooling. One row and column of padding, at the end, give the sizes of ops.max_pool:
-    neither kind of pooling counts a padded pixel."""
+    """Adds 3x3/2 pooling, with the output sizes of ops.max_pool.
+
+    They need one row and column of padding at the end, which neither kind of pooling counts.
+    """
     window = dict(kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1])
     kind, *norm = pool.split('_')
     pooled = None if norm else name
@@ -146,13 +148,13 @@ def _pool(writer: Writer, x: str, pool: str, name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How an ONNX model's answers compare with the network's own.
+    """The difference between an ONNX model and the network.
 
     Attributes:
-      images: how many were scored.
-      largest_difference: of the logits.
-      largest_logit: of the network's, as a scale.
-      changed: images whose likeliest class is another.
+      images: number of images.
+      largest_difference: largest absolute difference of the logits.
+      largest_logit: largest absolute logit of the network, for scale.
+      changed: number of images with another predicted class.
     """
 
     images: int
@@ -171,7 +173,7 @@ class Comparison:
 def compare(
     model: bytes, trained: Trained, images_NHWC: np.ndarray, chunk: int = 100
 ) -> Comparison:
-    """Scores uint8 images with ONNX Runtime and with the network.
+    """Evaluates uint8 images with ONNX Runtime and with the network.
 
     Raises:
       UserError: the package onnxruntime is not installed.

@@ -12,13 +12,13 @@ from nin_jax.pretrained.onnx_writer import BOOL, FLOAT, INT32, Writer
 def preprocess(
     writer: Writer, fitted: Preprocess, images: str, image_shape: tuple[int, int, int]
 ) -> str:
-    """Adds the nodes of a fitted recipe, as `Preprocess.any_size` computes it.
+    """Adds the nodes of a fitted recipe, equivalent to `Preprocess.any_size`.
 
     Args:
-      writer: of the graph.
+      writer: the graph.
       fitted: the recipe.
       images: name of the uint8 images, (B, H, W, C) of any size.
-      image_shape: height, width and channels that the network was trained on.
+      image_shape: height, width and channels of the training images.
 
     Returns:
       The name of the float32 result, (B, C, H, W).
@@ -40,7 +40,7 @@ def preprocess(
 
 
 def _global_contrast(writer: Writer, x: str, scale: float | str, min_divisor: float = 1e-8) -> str:
-    """`preprocess.global_contrast_normalize`; `scale` is a number, or the name of one."""
+    """Adds `preprocess.global_contrast_normalize`; `scale` is a number, or the name of one."""
     axes = writer.constant(np.array([1, 2, 3]))
     ones, zeros = writer.constant(np.ones(3, np.int64)), writer.constant(np.zeros(3, np.int64))
     first = writer.node('Slice', [x, zeros, ones, axes])
@@ -56,7 +56,7 @@ def _global_contrast(writer: Writer, x: str, scale: float | str, min_divisor: fl
 
 
 def _local_contrast(writer: Writer, x: str, channels: int) -> str:
-    """`preprocess.local_contrast_normalize` with its default window."""
+    """Adds `preprocess.local_contrast_normalize` with its default window."""
     axes = writer.constant(np.array([2, 3]))
     rms = writer.node('Sqrt', [_blur(writer, writer.node('Mul', [x, x]), channels)])
     floor = writer.node('ReduceMean', [rms, axes])
@@ -74,7 +74,7 @@ def _blur(writer: Writer, x: str, channels: int, size: int = 7, sigma: float = 2
 
 
 def _whiten(writer: Writer, fitted: Preprocess, x: str) -> str:
-    """ZCA where the images have the fitted size, `preprocess.whiten_any_size` elsewhere."""
+    """Adds ZCA for images of the fitted size, and `preprocess.whiten_any_size` for others."""
     assert fitted.mean_HWC is not None  # the recipe is gcn_zca
     height, width, channels = np.shape(fitted.mean_HWC)
     shape = writer.node('Shape', [x])
@@ -108,7 +108,7 @@ def _whiten(writer: Writer, fitted: Preprocess, x: str) -> str:
 
 
 def _unit_rms(writer: Writer, x: str, rms: float = 1.0) -> str:
-    """Global contrast normalization to an RMS of `rms`, whatever the images' size."""
+    """Adds global contrast normalization to an RMS of `rms`, for images of any size."""
     shape = writer.node('Shape', [x])
     start, end = writer.constant(np.array([1])), writer.constant(np.array([4]))
     count = writer.node('ReduceProd', [writer.node('Slice', [shape, start, end])], keepdims=0)
@@ -120,7 +120,7 @@ def _unit_rms(writer: Writer, x: str, rms: float = 1.0) -> str:
 def _slide(
     writer: Writer, x: str, kernel_HWIO: np.ndarray, bias_O: np.ndarray | None = None
 ) -> str:
-    """A convolution that keeps the images' size; pixels of the edge are repeated beyond it."""
+    """Adds a convolution that keeps the size of the images; the padding repeats edge pixels."""
     height, width, _, outputs = kernel_HWIO.shape
     row, column = height // 2, width // 2
     pads = [0, 0, row, column, 0, 0, height - 1 - row, width - 1 - column]

@@ -1,4 +1,4 @@
-"""Writes an ONNX graph node by node; the one place that knows the package onnx."""
+"""Builds an ONNX graph; the only module that uses the package onnx."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ OPSET, IR_VERSION = 18, 9  # ONNX 1.14, 2023: runtimes since then read it
 
 
 class Writer:
-    """Collects nodes and constants. A value is named by a string, as in ONNX."""
+    """Collects nodes and constants. Values are identified by strings, as in ONNX."""
 
     def __init__(self, outer: 'Writer | None' = None):
         self._onnx = _onnx()
@@ -28,13 +28,13 @@ class Writer:
         return f'v{self._count}'
 
     def constant(self, value: Any) -> str:
-        """Stores an array."""
+        """Adds an array."""
         name = self._new_name()
         self._constants.append(self._onnx.numpy_helper.from_array(np.array(value), name))
         return name
 
     def node(self, op: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        """Adds a node with one output; returns the output's name, a new one if not given."""
+        """Adds a node with one output; returns the name of the output, a new one by default."""
         output = output or self._new_name()
         self._nodes.append(self._onnx.helper.make_node(op, inputs, [output], **attributes))
         return output
@@ -50,7 +50,7 @@ class Writer:
         stride: int = 1,
         group: int = 1,
     ) -> str:
-        """A convolution on (B, C, H, W) with symmetric zero padding."""
+        """Adds a convolution on (B, C, H, W) with symmetric zero padding."""
         kernel = self.constant(np.ascontiguousarray(kernel_HWIO.transpose(3, 2, 0, 1)))
         return self.node(
             'Conv',
@@ -63,7 +63,7 @@ class Writer:
         )
 
     def branch(self, output: str) -> Any:
-        """What was written so far as a graph without inputs, for a branch of an If."""
+        """Returns the nodes so far as a graph without inputs, for a branch of an If."""
         value = self._onnx.helper.make_empty_tensor_value_info(output)
         return self._onnx.helper.make_graph(self._nodes, output, [], [value], self._constants)
 
@@ -74,12 +74,12 @@ class Writer:
         outputs: dict[str, int],
         metadata: dict[str, str],
     ) -> bytes:
-        """The serialized and checked model.
+        """Returns the checked and serialized model.
 
         Args:
-          inputs: {name: (dtype, shape)}; a string in a shape is any size.
+          inputs: {name: (dtype, shape)}; a string in a shape stands for any size.
           outputs: {name: rank}; all are float32.
-          metadata: goes into the model's metadata_props.
+          metadata: the model's metadata_props.
         """
         helper, types = self._onnx.helper, self._onnx.TensorProto
         graph = helper.make_graph(

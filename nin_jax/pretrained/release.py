@@ -1,14 +1,13 @@
-"""A released network: what `experiments.export` writes and `nin_jax.load` reads.
+"""A released network, written by `experiments.export` and read by `nin_jax.load`.
 
-    config.json         the config, class names, provenance; SHA-256 of every other file
-    model.safetensors   weights under the authors' layer names, and the preprocessing's arrays
-    model.stablehlo     preprocessing and network as one program, which JAX runs on its own
-    model.onnx          the same for ONNX runtimes, if asked for
+    config.json         config, class names, provenance; SHA-256 of the other files
+    model.safetensors   weights with the authors' layer names, and arrays of the preprocessing
+    model.stablehlo     preprocessing and network as a program that only needs JAX
+    model.onnx          the same for ONNX runtimes, if requested
     README.md           the model card
 
-A bundled release has neither program, and its kernels are stored in float16.
-
-Nothing in it is pickled. `config.json` also carries a checksum of itself.
+A bundled release has no program, and its kernels are float16. Nothing is pickled. `config.json`
+also contains its own checksum.
 """
 
 import dataclasses
@@ -51,9 +50,9 @@ def check_new(folder: pathlib.Path) -> None:
 
 
 def stored_in(trained: Trained, dtype: str) -> Trained:
-    """The network with its kernels rounded as a release of `dtype`, of DTYPES, stores them.
+    """Returns the network with its kernels rounded to `dtype`, one of DTYPES.
 
-    Biases, running averages and the preprocessing stay float32: they are small.
+    Biases, running averages and the preprocessing are small and stay float32.
     """
     if dtype == 'float32':
         return trained
@@ -72,19 +71,19 @@ def write(
     provenance: dict,
     dtype: str = 'float32',
 ) -> None:
-    """Writes a release, atomically: a killed process leaves nothing in its folder.
+    """Writes a release atomically: a killed process leaves no files in the folder.
 
     Args:
-      folder: new, or empty.
+      folder: a new or empty folder.
       trained: the network, from `stored_in` if dtype is not float32.
-      programs: {PROGRAM: what `stablehlo.serialize` returned, ONNX: what `onnx_graph.build` did},
-        or only one of them, or none.
-      provenance: from `model_card.provenance`; goes into config.json and the model card.
-      dtype: of the stored kernels, one of DTYPES; they are float32 again once loaded.
+      programs: {PROGRAM: result of `stablehlo.serialize`, ONNX: result of `onnx_graph.build`}, or
+        only one of them, or none.
+      provenance: the result of `model_card.provenance`, for config.json and the model card.
+      dtype: dtype of the stored kernels, one of DTYPES; `load` converts them to float32.
 
     Raises:
       UserError: see `check_new`.
-      OSError: it cannot be written.
+      OSError: a file cannot be written.
     """
     check_new(folder)
     temporary = folder.with_name(f'{folder.name}.{os.getpid()}.incomplete')
@@ -128,10 +127,10 @@ def write(
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Trained:
-    """Opens a release, or a run at `step` (its newest checkpoint if None); see `nin_jax.load`.
+    """Opens a release, or a run at `step` (None: its newest checkpoint); see `nin_jax.load`.
 
     Raises:
-      CheckpointError: a file is missing, damaged or not of a release or a run.
+      CheckpointError: a file is missing, damaged, or not of a release or a run.
     """
     path = bundled.resolve(pathlib.Path(path))
     folder = path if path.is_dir() else path.parent
@@ -177,7 +176,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Trained:
 
 
 def pretrained_weights(config: ConfigDict) -> Callable[[], dict] | None:
-    """A function that loads the weights of `init.weights`; None if the config names none."""
+    """Returns a function that loads the weights of `init.weights`; None if that is empty."""
     source = config.init.weights
     return (lambda: load(source).params) if source else None
 
@@ -207,13 +206,13 @@ def _layer_names(config: ConfigDict) -> dict[tuple[str, str], str]:
 
 
 def named(tree: dict, names: dict[tuple[str, str], str]) -> dict[str, np.ndarray]:
-    """A parameter tree as {'conv1.kernel': array, ...}."""
+    """Returns a parameter tree as {'conv1.kernel': array, ...}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {leaf_name(path, names): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _fill(template: dict, arrays: dict, names: dict, path: pathlib.Path) -> dict:
-    """The template's tree with the named arrays as leaves; CheckpointError for one more or less."""
+    """Fills a tree with named arrays; raises CheckpointError if one is missing or left."""
 
     def take(key_path: tuple, leaf: jax.Array) -> jax.Array:
         name = leaf_name(key_path, names)

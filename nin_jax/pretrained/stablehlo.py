@@ -1,4 +1,4 @@
-"""A trained network as one StableHLO program, which JAX runs without this package.
+"""Exports a trained network as a StableHLO program, which JAX runs without this package.
 
 import jax.export, numpy as np
 program = jax.export.deserialize(open('model.stablehlo', 'rb').read())
@@ -19,7 +19,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def serialize(trained: Trained) -> bytes:
-    """Exports preprocessing and network, with the weights, for every platform of PLATFORMS.
+    """Exports preprocessing, network and weights, for every platform of PLATFORMS.
 
     The program takes uint8 images_BHWC of the size of the training images, for any B, and returns
     float32 logits_BK and class maps_BHWK.
@@ -39,7 +39,7 @@ def serialize(trained: Trained) -> bytes:
 
 
 def largest_difference(program: bytes, trained: Trained, count: int = 32) -> float:
-    """Largest absolute difference from the network's logits, on `count` random images."""
+    """Returns the largest absolute difference from the network's logits on random images."""
     rng = np.random.default_rng(0)
     images_NHWC = rng.integers(0, 256, (count, *trained.image_shape), np.uint8)
     logits_NK, _ = deserialize(bytearray(program)).call(images_NHWC)
@@ -47,7 +47,7 @@ def largest_difference(program: bytes, trained: Trained, count: int = 32) -> flo
 
 
 def count_errors(program: bytes, split: Arrays, chunk: int = 250) -> int:
-    """How many images of a split the program classifies wrongly; shows a progress bar."""
+    """Returns the number of images that the program misclassifies; shows a progress bar."""
     call, errors = jax.jit(deserialize(bytearray(program)).call), 0
     for start in track(range(0, len(split), chunk), 'scoring'):
         here = slice(start, start + chunk)

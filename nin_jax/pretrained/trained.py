@@ -1,4 +1,4 @@
-"""A trained network, opened from the folder of its run, that scores images."""
+"""Opens a trained network from the folder of its run, and applies it to images."""
 
 import dataclasses
 import pathlib
@@ -32,13 +32,13 @@ class Trained:
     """A trained network with its preprocessing.
 
     Attributes:
-      config: the run's.
-      step: the checkpoint's.
-      model, params: the arguments of `nin_jax.models.nin.apply`; params are the state's `weights`.
-      preprocess: fitted to the run's training images.
-      class_names: in label order.
+      config: config of the run.
+      step: step of the checkpoint.
+      model, params: arguments of `nin_jax.models.nin.apply`; params are the state's `weights`.
+      preprocess: preprocessing fitted to the run's training images.
+      class_names: names of the classes, in label order.
       image_shape: (height, width, channels) of the training images.
-      stride: pixels between neighboring cells of the class maps.
+      stride: pixels between adjacent cells of the class maps.
     """
 
     config: ConfigDict
@@ -51,23 +51,23 @@ class Trained:
     stride: int
 
     def __call__(self, images_NHWC: np.ndarray) -> np.ndarray:
-        """float32 logits_NK of uint8 images; see `score`."""
+        """Returns float32 logits_NK of uint8 images; see `score`."""
         return self.score(images_NHWC)[0]
 
     def score(
         self, images_NHWC: np.ndarray, chunk: int = 250, progress: str = ''
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores images.
+        """Computes logits and class maps.
 
         Args:
-          images_NHWC: uint8, all of one size. A size other than that of the training images is
-            whitened approximately (`preprocess.whiten_any_size`).
-          chunk: how many images are scored in one dispatch.
+          images_NHWC: uint8, all of the same size. If it is not that of the training images,
+            whitening is approximate (`preprocess.whiten_any_size`).
+          chunk: number of images per dispatch.
           progress: text of a progress bar on stderr; '' for none.
 
         Returns:
-          float32 logits_NK and class maps_NHWK; with global average pooling, the logits are the
-          maps' means.
+          float32 logits_NK and class maps_NHWK. With global average pooling, the logits are the
+          means of the maps.
 
         Raises:
           DataError: the images do not have the network's number of channels.
@@ -86,12 +86,12 @@ class Trained:
     def features(
         self, images_NHWC: np.ndarray, layers: tuple[str, ...] = (), chunk: int = 250
     ) -> dict[str, np.ndarray]:
-        """The outputs of the named layers, or of all.
+        """Computes the outputs of layers.
 
         Args:
-          images_NHWC: uint8, all of one size.
+          images_NHWC: uint8, all of the same size.
           layers: names as in `nin_jax.models.features`; () for all.
-          chunk: how many images are scored in one dispatch.
+          chunk: number of images per dispatch.
 
         Returns:
           {name: float32 (N, H, W, C)}; logits are (N, K).
@@ -144,7 +144,7 @@ def open_network(
     class_names: tuple[str, ...],
     image_shape: tuple[int, int, int],
 ) -> Trained:
-    """Builds the network of a config around its weights (parameters and running averages)."""
+    """Builds the network of a config with given weights (parameters and running averages)."""
     model = abstract_model(config, image_shape, len(class_names))
     return Trained(
         config=config,
@@ -159,10 +159,10 @@ def open_network(
 
 
 def load_run(folder: pathlib.Path, step: int | None = None) -> Trained:
-    """Opens a run's newest intact checkpoint, or that at `step`, on one device.
+    """Opens a run's newest valid checkpoint, or that at `step`, on one device.
 
     Raises:
-      CheckpointError: the folder holds no run, no such checkpoint, or is damaged.
+      CheckpointError: the folder contains no run or no such checkpoint, or is damaged.
     """
     flat = read_json(folder / CONFIG)
     config = read_config(flat, folder / CONFIG)
@@ -191,7 +191,7 @@ def load_run(folder: pathlib.Path, step: int | None = None) -> Trained:
 
 
 def read_config(flat: dict, path: pathlib.Path) -> ConfigDict:
-    """Makes a config of the flat one that was read from `path`.
+    """Converts the flat config that was read from `path`.
 
     Raises:
       CheckpointError: it is not the config of a run.

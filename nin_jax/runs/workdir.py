@@ -218,10 +218,10 @@ def differences(one: dict, other: dict) -> dict[str, tuple[object, object]]:
 
 
 def flat_config(config: ConfigDict) -> dict:
-    """The config as a flat JSON object: {'optim.lr': 0.1, ...}, with lists for tuples."""
+    """Returns the config as a flat JSON object: {'optim.lr': 0.1, ...}, with lists for tuples."""
     return jsonable(flatten(config))
 
 
 def jsonable(flat: dict) -> dict:
-    """Tuples as the lists that JSON makes of them."""
+    """Converts tuples to lists, as JSON does."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}

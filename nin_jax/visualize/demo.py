@@ -1,9 +1,9 @@
 """A static web page that runs a trained network in the browser.
 
 index.html, style.css, *.js   the page, from `page/`
-model.onnx                    the network, every layer an output
-network.json                  names, sizes, and where the page finds ONNX Runtime Web
-runtime/                      ONNX Runtime Web, if a copy was asked for
+model.onnx                    the network; the activations of all layers are outputs
+network.json                  names, sizes, and the location of ONNX Runtime Web
+runtime/                      a copy of ONNX Runtime Web, if requested
 """
 
 import json
@@ -25,17 +25,17 @@ RUNTIME_FILES = (
 
 
 def write(out: Path, trained: Trained, runtime: Path | None = None) -> None:
-    """Writes the page; files of the same names are replaced.
+    """Writes the page; replaces files with the same names.
 
     Args:
-      out: the folder to write, made if it is missing.
+      out: folder to write; it is created if it does not exist.
       trained: the network.
-      runtime: a folder with ONNX Runtime Web, such as node_modules/onnxruntime-web/dist, to copy
-        what the page needs from; None for the page to load it from a CDN.
+      runtime: a folder with ONNX Runtime Web, such as node_modules/onnxruntime-web/dist, to copy;
+        None if the page is to load it from a CDN.
 
     Raises:
       UserError: `runtime` lacks a file, or the package onnx is not installed.
-      ConfigError: the network has no ONNX form.
+      ConfigError: the network cannot be converted to ONNX.
     """
     for name in RUNTIME_FILES:
         if runtime is not None and not (runtime / name).is_file():
@@ -57,7 +57,7 @@ def write(out: Path, trained: Trained, runtime: Path | None = None) -> None:
 
 
 def settings(trained: Trained, runtime: str) -> dict:
-    """What the page needs to know of the network; `runtime` is a URL that ends in a slash."""
+    """Returns the properties of the network for the page; `runtime` is a URL with a final slash."""
     height, width, channels = trained.image_shape
     names = list(trained.class_names)
     kind = 'color' if channels == 3 else 'gray'

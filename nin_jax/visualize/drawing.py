@@ -1,6 +1,6 @@
-"""Draws arrays: tiles with captions on a sheet, heat maps, filters and the confusion matrix.
+"""Draws arrays: sheets of tiles with captions, heat maps, filters and confusion matrices.
 
-Everything returns a `PIL.Image`; what is drawn is computed in cam.py.
+Every function returns a `PIL.Image`. The values are computed in cam.py.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Tile:
 
 
 def sheet(tiles: Sequence[Tile], columns: int, title: str = '') -> Image.Image:
-    """Lays tiles out row by row in cells of the largest tile's width and height."""
+    """Arranges tiles in rows of cells, each with the width and height of the largest tile."""
     width = max(t.image.width for t in tiles) + GAP
     height = max(t.image.height + LINE * len(t.caption) for t in tiles) + GAP
     top = GAP + (24 if title else 0)
@@ -54,7 +54,7 @@ def sheet(tiles: Sequence[Tile], columns: int, title: str = '') -> Image.Image:
 
 
 def stack(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Sheets one below the other."""
+    """Stacks sheets vertically."""
     size = (max(s.width for s in sheets), sum(s.height for s in sheets))
     out, y = Image.new('RGB', size, PAPER), 0
     for image in sheets:
@@ -64,7 +64,7 @@ def stack(sheets: Sequence[Image.Image]) -> Image.Image:
 
 
 def enlarge(image_HWC: np.ndarray, side: int) -> Image.Image:
-    """A uint8 image (H, W, 1 or 3), interpolated so that its longer side is `side` pixels."""
+    """Resizes a uint8 image (H, W, 1 or 3) so that its longer side has `side` pixels."""
     image = Image.fromarray(image_HWC.squeeze(-1) if image_HWC.shape[-1] == 1 else image_HWC)
     factor = side / max(image.size)
     width, height = (max(1, round(s * factor)) for s in image.size)
@@ -72,12 +72,12 @@ def enlarge(image_HWC: np.ndarray, side: int) -> Image.Image:
 
 
 def heat_color(values_HW: np.ndarray) -> np.ndarray:
-    """Values 0..1 in matplotlib's inferno colors: uint8 (H, W, 3)."""
+    """Maps values 0..1 to matplotlib's inferno colors, uint8 (H, W, 3)."""
     return matplotlib.colormaps['inferno'](np.clip(values_HW, 0, 1), bytes=True)[..., :3]
 
 
 def overlay(image: Image.Image, heat_HW: np.ndarray) -> Image.Image:
-    """Heat 0..1, of the image's height and width, over the image in gray."""
+    """Draws heat 0..1 (height, width) over the image in gray."""
     heat_HW1 = heat_HW[..., None]
     gray_HW1 = np.asarray(image.convert('L'), np.float32)[..., None]
     alpha = 0.2 + 0.55 * np.clip(heat_HW1, 0, 1)
@@ -102,7 +102,7 @@ def with_box(
 
 
 def label(text: Sequence[tuple[str, Color]], size: tuple[int, int]) -> Image.Image:
-    """Lines of text, each in its color, as an image of (width, height): a row's label."""
+    """Draws lines of text, each in its color, as an image of (width, height)."""
     image = Image.new('RGB', size, PAPER)
     draw = ImageDraw.Draw(image)
     for i, (line, ink) in enumerate(text):
@@ -111,10 +111,10 @@ def label(text: Sequence[tuple[str, Color]], size: tuple[int, int]) -> Image.Ima
 
 
 def confusion_matrix(counts_KK: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-    """A confusion matrix, each true class a row, with its error beside its name.
+    """Draws a confusion matrix with a row per true class, and the error of each class.
 
-    A cell's color is its share of the row, mistakes four times as strong; up to 20 classes, its
-    count is written in it.
+    The color of a cell shows its share of the row; mistakes are four times as bright. With up to 20
+    classes, the cells contain their counts.
     """
     n, total = len(counts_KK), counts_KK.sum()
     share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
@@ -145,9 +145,9 @@ def confusion_matrix(counts_KK: np.ndarray, class_names: Sequence[str]) -> Image
 
 
 def kernels(kernel_HWIO: np.ndarray, columns: int = 16, scale: int = 8) -> Image.Image:
-    """First-layer filters, each scaled by its own largest absolute value.
+    """Draws the filters of the first layer, each scaled by its largest absolute value.
 
-    Three input channels are red, green and blue; of any other number the mean is drawn.
+    Three input channels are red, green and blue. With any other number, the mean is drawn.
     """
     kernel_OHWI = kernel_HWIO.transpose(3, 0, 1, 2).astype(np.float32)
     if kernel_OHWI.shape[-1] != 3:
@@ -167,7 +167,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _shorten(text: str, size: int, width: int) -> str:
-    """Cuts a line that would run into its neighbour."""
+    """Truncates a line that is wider than its cell."""
     font = _font(size)
     if font.getlength(text) <= width:
         return text

@@ -1,4 +1,4 @@
-"""The figures of `experiments.visualize` and `experiments.predict`: scores in, images out."""
+"""The figures of `experiments.visualize` and `experiments.predict`."""
 
 import dataclasses
 
@@ -18,12 +18,12 @@ SIDE, DENSE = 96, 320  # longer side in pixels: of an image on a sheet, of one o
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A split and the network's outputs for it.
+    """A split and the outputs of the network for it.
 
     Attributes:
       split: N images and labels.
-      probabilities_NK: float32, of K classes.
-      maps_NHWK: float32, the class maps.
+      probabilities_NK: float32.
+      maps_NHWK: the class maps, float32.
     """
 
     split: Arrays
@@ -36,13 +36,13 @@ class Scored:
 
 
 def score(trained: Trained, split: Arrays) -> Scored:
-    """Scores a split; shows a progress bar on a terminal."""
+    """Computes the outputs for a split, with a progress bar on a terminal."""
     logits_NK, maps_NHWK = trained.score(split.images, progress='scoring')
     return Scored(split, softmax(logits_NK, axis=-1), maps_NHWK)
 
 
 def class_errors(scored: Scored) -> dict[str, float]:
-    """Class name -> share of its images that are wrong, for the classes that have images."""
+    """Returns {class name: top-1 error, 0..1} for the classes that have images."""
     labels_N, wrong_N = scored.split.labels, scored.predictions_N != scored.split.labels
     return {
         name: float(wrong_N[labels_N == k].mean())
@@ -52,10 +52,10 @@ def class_errors(scored: Scored) -> dict[str, float]:
 
 
 def figure4(trained: Trained, scored: Scored, fraction: float = 0.1) -> Image.Image:
-    """The paper's figure 4: a row for the first test image of each of (the first) ten classes.
+    """Draws the paper's figure 4: a row for the first test image of each class, up to ten classes.
 
     Columns are the class maps, with the largest `fraction` of each image's activations. The map of
-    the true class has a green frame, that of a wrong prediction a red one.
+    the true class has a green frame, and that of a wrong prediction a red one.
     """
     split, side = scored.split, 64
     classes = range(min(10, len(split.class_names)))
@@ -88,7 +88,7 @@ def figure4(trained: Trained, scored: Scored, fraction: float = 0.1) -> Image.Im
 
 
 def _lay_over(trained: Trained, maps_HWK: np.ndarray, side: int) -> np.ndarray:
-    """Class maps over an image of the trained size, enlarged to `side` pixels."""
+    """Upsamples class maps to an image of the trained size, enlarged to `side` pixels."""
     height, width, _ = trained.image_shape
     scale = side / max(height, width)
     return cam.lay_over(maps_HWK, (height, width), scale, trained.stride)
@@ -97,7 +97,7 @@ def _lay_over(trained: Trained, maps_HWK: np.ndarray, side: int) -> np.ndarray:
 def _heat_tile(
     trained: Trained, image_HWC: np.ndarray, map_HW: np.ndarray, side: int, ink: Color
 ) -> Image.Image:
-    """A class map over its square image, with a box around the hottest region."""
+    """Draws a class map over its square image, with a box around the region of the maximum."""
     heat_HW = _lay_over(trained, map_HW[..., None], side)[..., 0]
     box = cam.hottest_box(heat_HW)
     heat_HW = (heat_HW - heat_HW.min()) / max(np.ptp(heat_HW), 1e-12)
@@ -105,7 +105,7 @@ def _heat_tile(
 
 
 def heat_maps(trained: Trained, scored: Scored, count: int = 12) -> Image.Image:
-    """The first test images, each beside the map of its predicted class."""
+    """Draws the first test images, each beside the map of its predicted class."""
     split, tiles = scored.split, []
     for i in range(min(count, len(split))):
         truth, k = split.labels[i], scored.predictions_N[i]
@@ -118,7 +118,7 @@ def heat_maps(trained: Trained, scored: Scored, count: int = 12) -> Image.Image:
 
 
 def mistakes(scored: Scored, count: int = 24) -> Image.Image:
-    """The wrong predictions with the highest probability."""
+    """Draws the wrong predictions with the highest probability."""
     split, p_NK, tiles = scored.split, scored.probabilities_NK, []
     for i in cam.worst_mistakes(p_NK, split.labels, count):
         truth, predicted = split.labels[i], scored.predictions_N[i]
@@ -133,16 +133,16 @@ def mistakes(scored: Scored, count: int = 24) -> Image.Image:
 
 
 def dense(trained: Trained, image_HWC: np.ndarray, classes: int = 4) -> Image.Image:
-    """Where the classes are in an image of any size, which the network scores as a whole.
+    """Shows the positions of the classes in an image of any size.
 
     Args:
       trained: a network with global average pooling.
       image_HWC: uint8, with the network's number of channels.
-      classes: how many classes get a tile of their own.
+      classes: number of classes that have a tile.
 
     Returns:
-      The image with a box and a name for each detected region (`cam.find_objects`), the evidence
-      (`cam.evidence`) for any class, and that for each of the strongest classes.
+      The image with a box and a name for each detected region (`cam.find_objects`), the largest
+      evidence of all classes (`cam.evidence`), and that of each of the strongest classes.
     """
     height, width = image_HWC.shape[:2]
     _, maps_1HWK = trained.score(image_HWC[None])
@@ -175,14 +175,14 @@ def check_class_maps(trained: Trained) -> None:
 
 
 def filters(trained: Trained) -> Image.Image:
-    """The filters of the first convolution."""
+    """Draws the filters of the first convolution."""
     return drawing.kernels(
         np.asarray(trained.params['mlpconvs']['mlpconv1']['layers']['conv']['kernel'])
     )
 
 
 def confusion(scored: Scored) -> Image.Image:
-    """The confusion matrix, with each class's error."""
+    """Draws the confusion matrix, with the error of each class."""
     names = scored.split.class_names
     return drawing.confusion_matrix(
         cam.confusion(scored.split.labels, scored.predictions_N, len(names)), names
@@ -191,14 +191,14 @@ def confusion(scored: Scored) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The network's output for one picture of the user's.
+    """The outputs of the network for one picture.
 
     Attributes:
-      square_HWC: uint8, the middle of the picture, not yet scaled.
-      treatment: what was done to the picture, in words.
-      class_names: of K classes.
+      square_HWC: the center square of the picture, uint8, in its original resolution.
+      treatment: description of the conversion of the picture.
+      class_names: names of the K classes.
       probabilities_K: float32.
-      maps_HWK: float32, the class maps.
+      maps_HWK: the class maps, float32.
     """
 
     square_HWC: np.ndarray
@@ -209,16 +209,16 @@ class Prediction:
 
     @property
     def order_K(self) -> np.ndarray:
-        """Class indices, the likeliest first."""
+        """Class indices, highest probability first."""
         return np.argsort(-self.probabilities_K, kind='stable')
 
     def ranking(self) -> list[tuple[str, float]]:
-        """(class, probability), the likeliest first."""
+        """Returns (class, probability) pairs, highest probability first."""
         return [(self.class_names[k], float(self.probabilities_K[k])) for k in self.order_K]
 
 
 def predict(trained: Trained, picture_HWC: np.ndarray) -> Prediction:
-    """Scores the middle square of an RGB picture: uint8 (H, W, 3) of any size."""
+    """Classifies the center square of an RGB picture, uint8 (H, W, 3) of any size."""
     height, width, channels = trained.image_shape
     rows, columns = picture_HWC.shape[:2]
     image_HWC, done = images.to_channels(picture_HWC, channels)
@@ -239,7 +239,7 @@ def predict(trained: Trained, picture_HWC: np.ndarray) -> Prediction:
 
 
 def heat_map(trained: Trained, found: Prediction) -> Image.Image:
-    """The square beside the class activation map of its likeliest class."""
+    """Draws the square beside the class activation map of the most probable class."""
     (name, probability), k = found.ranking()[0], found.order_K[0]
     heat = _heat_tile(trained, found.square_HWC, found.maps_HWK[..., k], DENSE, RIGHT)
     image = Tile(drawing.enlarge(found.square_HWC, DENSE))

@@ -1,4 +1,4 @@
-"""A run as one self-contained HTML file: curves, errors, pictures, config and command."""
+"""A self-contained HTML page about a run: curves, errors, pictures, config and command."""
 
 import base64
 import html
@@ -38,14 +38,14 @@ def run_page(
     class_errors: dict[str, float],
     pictures: dict[str, pathlib.Path],
 ) -> str:
-    """The page, readable offline: everything is inside the file.
+    """Returns the page, which can be read offline.
 
     Args:
-      folder: the run's, for metrics.jsonl.
-      config: the run's.
-      summary: of summary.json; {} if the run did not end.
-      class_errors: class name -> test error, 0..1.
-      pictures: caption -> PNG file, in the order to be shown.
+      folder: folder of the run, with metrics.jsonl.
+      config: config of the run.
+      summary: content of summary.json; {} if the run did not end.
+      class_errors: {class name: test error, 0..1}.
+      pictures: {caption: PNG file}, in order.
     """
     error = summary.get('final_error')
     title = f'{config.data.name}: ' + ('not finished' if error is None else f'{error:.2%} error')
@@ -85,7 +85,7 @@ def _error_table(class_errors: dict[str, float]) -> str:
 
 
 def _curves(metrics: pathlib.Path, config: ConfigDict) -> str:
-    """Training and test error and the learning rate over epochs; '' without metrics."""
+    """Plots training and test error, and the learning rate, over epochs; '' without metrics."""
     if not metrics.exists():
         return ''
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -120,7 +120,7 @@ def _curves(metrics: pathlib.Path, config: ConfigDict) -> str:
 
 
 def learning_rates(config: ConfigDict, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs, learning rates) over a run, from its config; of 'plateau', the initial rate."""
+    """Returns (epochs, learning rates) of a config; with 'plateau', the initial rate."""
     images = catalog.count(config.data.name, config.data.train)
     plan = make_plan(config, min(images, config.data.limit or images), on_cpu=True)
     steps, rate = np.linspace(0, plan.total_steps - 1, points).round(), schedule(config.optim, plan)

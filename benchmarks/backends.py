@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -50,9 +51,7 @@ def stages(network: str) -> list[tuple[Any, int]]:
 
     settings = config(network)
     images = catalog.count(settings.data.name, settings.data.train)
-    ends = make_plan(settings, images, on_cpu=True).stages()
-    starts = [0, *(end for _, end in ends)]
-    return [(stage, end - start) for (stage, end), start in zip(ends, starts, strict=False)]
+    return make_plan(settings, images, on_cpu=True).stage_steps()
 
 
 def train_mode(stage) -> str:
@@ -139,7 +138,8 @@ def ours(network: str, dtype: str, batch_size: int, steps: int) -> Backend:
             jax.random.randint(label_key, (count,), 0, classes),
         )
 
-    examples = {side: random_examples(side or size) for side in {0, *sides(network)}}
+    run_stages = [stage for stage, _ in stages(network)]
+    examples = {side: random_examples(side or size) for side in {0, *(s.side for s in run_stages)}}
 
     def train(stage) -> None:
         nonlocal state
@@ -159,7 +159,7 @@ def ours(network: str, dtype: str, batch_size: int, steps: int) -> Backend:
         stats = jax.devices()[0].memory_stats()
         return stats['peak_bytes_in_use'] if stats else host_peak_memory()
 
-    return Backend(measurements(network, train, forward), peak_memory)
+    return Backend(measurements(run_stages, train, forward), peak_memory)
 
 
 def pytorch(
@@ -171,7 +171,7 @@ def pytorch(
 
     from benchmarks.pytorch import Update, make_blocks, train_step
 
-    settings = config(network)
+    settings, run_stages = config(network), [stage for stage, _ in stages(network)]
     size, channels, classes = NETWORKS[network]
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -183,7 +183,7 @@ def pytorch(
     labels = torch.randint(classes, (batch_size,), device=device)
     images = {
         side: torch.randn(batch_size, channels, side or size, side or size, device=device)
-        for side in {0, *sides(network)}
+        for side in {0, *(stage.side for stage in run_stages)}
     }
 
     def optimized(part: nn.Module):
@@ -195,7 +195,7 @@ def pytorch(
             optimized(nn.Sequential(*blocks[:frozen])),
             optimized(nn.Sequential(*blocks[frozen:], head)),
         )
-        for frozen in {0, *(stage.frozen for stage, _ in stages(network))}
+        for frozen in {0, *(stage.frozen for stage in run_stages)}
     }
 
     def logits(x, frozen: int = 0):
@@ -230,19 +230,12 @@ def pytorch(
     def peak_memory() -> int:
         return torch.cuda.max_memory_allocated() if device == 'cuda' else host_peak_memory()
 
-    return Backend(measurements(network, train, forward), peak_memory)
-
-
-def sides(network: str) -> set[int]:
-    return {stage.side for stage, _ in stages(network)}
+    return Backend(measurements(run_stages, train, forward), peak_memory)
 
 
 def measurements(
-    network: str, train: Callable[[Any], None], forward: Callable[[], None]
+    run_stages: list, train: Callable[[Any], None], forward: Callable[[], None]
 ) -> dict[str, Callable[[], float]]:
     """Returns `Backend.seconds` from a function that trains in a stage, and the forward pass."""
-    trains = {
-        train_mode(stage): lambda stage=stage: timed(lambda: train(stage))
-        for stage, _ in stages(network)
-    }
-    return {**trains, 'forward': lambda: timed(forward)}
+    trains = {train_mode(stage): partial(timed, partial(train, stage)) for stage in run_stages}
+    return {**trains, 'forward': partial(timed, forward)}

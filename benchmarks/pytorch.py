@@ -51,17 +51,20 @@ class Update:
 
     def __init__(self, config: ConfigDict, blocks: list[nn.Sequential]):
         modules = [module for block in blocks for module in block]
-        convs = [module for module in modules if isinstance(module, nn.Conv2d)]
-        norms = {conv: after for conv, after in itertools.pairwise(modules) if conv in convs}
+        convs = [  # each with what follows: the shift of batch normalization is the bias
+            (module, after)
+            for module, after in itertools.pairwise([*modules, None])
+            if isinstance(module, nn.Conv2d)
+        ]
         optim = config.optim
-        self.kernels = [conv.weight for conv in convs]
+        self.kernels = [conv.weight for conv, _ in convs]
         scales = [*[1.0] * (len(convs) - 1), optim.last_layer_lr]
         biases = [
             {
-                'params': [norms[conv].bias if conv.bias is None else conv.bias],
+                'params': [after.bias if conv.bias is None else conv.bias],
                 'lr': scale * optim.lr * optim.bias_lr,
             }
-            for conv, scale in zip(convs, scales, strict=True)
+            for (conv, after), scale in zip(convs, scales, strict=True)
         ]
         # PyTorch's Muon takes matrices: views of the kernels' memory.
         muon = optim.rule == 'muon'

@@ -149,11 +149,9 @@ def cost(e: Experiment, flags: list[str]) -> tuple[int, float]:
     config = cli.load_config(e.path, [f for f in (*e.flags, *flags) if f.startswith('--config.')])
     published = catalog.count(config.data.name, config.data.train)
     plan = make_plan(config, min(published, config.data.limit or published), on_cpu=True)
-    start, flops = 0, 0.0
-    for stage, end in plan.stages():
-        flops += flops_per_image(config, stage) * (end - start) * config.train.batch_size
-        start = end
-    return plan.total_steps * config.train.batch_size, flops
+    batch_size = config.train.batch_size
+    flops = sum(flops_per_image(config, s) * steps * batch_size for s, steps in plan.stage_steps())
+    return plan.total_steps * batch_size, flops
 
 
 def flops_per_image(config: ConfigDict, stage: Stage) -> float:

@@ -69,6 +69,13 @@ class Plan:
         ends = sorted(step for step in changes if 0 < step <= self.total_steps)
         return [(self.stage(start), end) for start, end in itertools.pairwise([0, *ends])]
 
+    def stage_steps(self) -> list[tuple[Stage, int]]:
+        """Returns the stages of the run, in order, each with its number of steps."""
+        starts = [0, *(end for _, end in self.stages())]
+        return [
+            (stage, end - start) for (stage, end), start in zip(self.stages(), starts, strict=False)
+        ]
+
     def is_due(self, start: int, end: int, every: int) -> bool:
         """Whether a call from `start` to `end` crosses a multiple of `every`, or ends the run."""
         return end // every > start // every or end == self.total_steps

@@ -44,6 +44,12 @@ def test_stages_follow_each_other_to_the_end():
     assert plan_of().stages() == [(Stage(), 10)]
 
 
+def test_stage_steps_are_the_lengths_of_the_stages():
+    plan = plan_of(image_sizes=((3, 20), (6, 24)), freeze=(8,))
+    assert plan.stage_steps() == [(Stage(20), 3), (Stage(24), 3), (Stage(), 2), (Stage(0, 1), 2)]
+    assert plan_of().stage_steps() == [(Stage(), 10)]
+
+
 def test_a_frozen_layer_stays_and_the_others_train_on():
     before, after = train_to(assemble(staged_config()), (18, 24))
     for tree in ('params', 'stats'):

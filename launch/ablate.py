@@ -24,6 +24,7 @@ FAST = {
     'class_maps': ('--config.model.class_maps=relu',),
     'init': NO_INIT,
     'dropout': DROPOUT,
+    'preprocess': ('--config.preprocess.recipe=gcn_zca',),
     'crops': ('--config.augment.crop_pad=0',),
     'flip': ('--config.augment.flip=False', '--config.augment.alternate_flips=False'),
     'alternate_flips': ('--config.augment.alternate_flips=False',),

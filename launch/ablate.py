@@ -4,15 +4,21 @@
     python -m launch.ablate --recipe=modern --workdir=runs/ablate_modern
 
 Runs are sequential. Each is a process of experiments.main with the same remaining flags, and so the
-same budget. Seed n of a run is in WORKDIR/NAME/seed<n>. The command ends with a table of results.
-Repeat the command to resume. Exit status: as launch.seeds.
+same budget. Seed n of a run is in WORKDIR/NAME/seed<n>. The command ends with a table of the
+finished seeds, in WORKDIR/ablation.md or --out. Repeat the command to resume. Exit status: as
+launch.seeds.
 """
 
 import argparse
+import pathlib
+import shlex
 import sys
 
 from experiments import cli
+from experiments.report.groups import by_hardware, mean_and_std, paired_difference
+from experiments.report.markdown import cost
 from launch import seeds
+from nin_jax.files import read_json
 
 CIFAR10 = 'experiments/configs/cifar10.py'
 BLOCKS = ('mlpconv1', 'mlpconv2', 'mlpconv3')
@@ -49,6 +55,17 @@ SWITCHES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+HEAD = """# Ablation of `{recipe}`
+
+Made by `{command}`; do not edit.
+
+Every run is the recipe with the keys of one ingredient reverted, for the same number of epochs.
+Top-1 error after the last step, on {origin}.
+Differences are from the whole recipe, in percentage points, over common seeds; with several seeds,
+with their 95 % interval. PFLOP are those of one run.
+
+"""
+
 
 def runs_of(recipe: str) -> dict[str, tuple[str, ...]]:
     """Returns config and flags, by name, of the paper's run, the recipe and each ablation."""
@@ -66,6 +83,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--seeds', type=int, default=1, help='number of seeds per run, from 0')
     parser.add_argument('--recipe', choices=SWITCHES, default='fast', help='recipe to ablate')
     parser.add_argument('--only', default='', help='comma-separated names of runs; default: all')
+    parser.add_argument('--out', type=pathlib.Path, help='default: WORKDIR/ablation.md')
     args, others = parser.parse_known_args(argv)
     runs = runs_of(args.recipe)
     names = args.only.split(',') if args.only else list(runs)
@@ -81,13 +99,80 @@ def main(argv: list[str]) -> int:
         if status not in (0, 1):
             return status
         worst = max(worst, status)
-    print(f'\n{"run":16} {"config":44} {"reverted":40} result')
-    for name in names:
-        config, *back = runs[name]
-        folders = [args.workdir / name / f'seed{n}' for n in range(args.seeds)]
-        changed = back[0].removeprefix('--config.') + ', ...' * (len(back) > 1) if back else ''
-        print(f'{name:16} {config:44} {changed:40} {seeds.sentence(folders)}')
+    command = shlex.join(['python', '-m', 'launch.ablate', *argv])
+    text = page(args.recipe, {name: runs[name] for name in names}, args.workdir, others, command)
+    out = args.out or args.workdir / 'ablation.md'
+    out.write_text(text)
+    print(f'\n{text}\n{out}')
     return worst
+
+
+# ---- the table of results -----------------------------------------------------------------------
+
+
+def page(
+    recipe: str,
+    runs: dict[str, tuple[str, ...]],
+    workdir: pathlib.Path,
+    flags: list[str],
+    command: str,
+) -> str:
+    """Returns the results of all finished seeds of `runs` as Markdown.
+
+    Args:
+      recipe: the name of the run to compare the others with.
+      runs: config and flags of each run by name, as runs_of returns them.
+      workdir: parent folder of the runs.
+      flags: the flags that all runs share.
+      command: the command that writes the page.
+    """
+    finished = {name: finished_seeds(workdir / name) for name in runs}
+    baseline = errors(finished.get(recipe, []))
+    rows = [('run', 'reverted', 'PFLOP', 'top-1 error', 'difference'), ('---',) * 5]
+    for name, (config, *back) in runs.items():
+        found = errors(finished[name])
+        reverted = ', '.join(f'`{flag.removeprefix("--config.")}`' for flag in back)
+        change = '' if name == recipe else paired_difference(found, baseline)
+        rows.append((name, reverted, petaflops(config, [*back, *flags]), error(found), change))
+    table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    records = [record for seeds_of_run in finished.values() for record in seeds_of_run]
+    head = HEAD.format(recipe=f'{CIFAR10}:{recipe}', command=command, origin=origin(records))
+    return f'{head}{table}\n'
+
+
+def finished_seeds(folder: pathlib.Path) -> list[dict]:
+    """Returns the summaries of a run's finished seeds; without those that diverged."""
+    summaries = [read_json(path) for path in sorted(folder.glob('seed*/summary.json'))]
+    return [summary for summary in summaries if summary['status'] == 'done']
+
+
+def errors(summaries: list[dict]) -> dict[int, float]:
+    """Returns the top-1 error after the last step, in percent, by seed."""
+    return {summary['seed']: 100 * summary['final_error'] for summary in summaries}
+
+
+def error(found: dict[int, float]) -> str:
+    """'10.43 ± 0.09 % (5 seeds)'."""
+    if not found:
+        return 'diverged'
+    return f'{mean_and_std(list(found.values()))} % ({len(found)} seed{"s" * (len(found) > 1)})'
+
+
+def petaflops(config: str, flags: list[str]) -> str:
+    """Returns the floating-point operations of one run in units of 1e15."""
+    from launch.cost import training_cost  # slow import, after the runs
+
+    flags = [flag for flag in flags if flag.startswith('--config.')]
+    return f'{training_cost(cli.load_config(config, flags))[1] / 1e15:.3f}'
+
+
+def origin(records: list[dict]) -> str:
+    """Returns the commits, evaluation images and hardware of the runs."""
+    commits = ', '.join(sorted({record['commit'] for record in records}))
+    images = ', '.join(sorted({f'{record["eval_images"]:,}' for record in records}))
+    splits = ', '.join(sorted({record['config']['data.eval'] for record in records}))
+    hardware = '; '.join(map(cost, by_hardware(records)))
+    return f'{images} images of `{splits}`; commit {commits}; {hardware}'
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ import json
 import statistics
 
 from experiments.report.figure3 import caption
-from experiments.report.groups import Group, group, training_changes
+from experiments.report.groups import Group, group, paired_difference, training_changes
 from experiments.report.paper import OTHERS, TABLES, Row, Table
 from nin_jax.runs.display import duration
 
@@ -92,19 +92,8 @@ def difference(row: Row, table: Table, groups: list[Group]) -> str:
         }
         for name in (row.config, table.baseline)
     }
-    common = sorted(errors[row.config].keys() & errors[table.baseline].keys())
-    if len(common) < 2:
-        return ''
-    differences = [errors[row.config][seed] - errors[table.baseline][seed] for seed in common]
-    half = student_t(len(common) - 1) * statistics.stdev(differences) / len(common) ** 0.5
-    return f'<br>{statistics.mean(differences):+.2f} ± {half:.2f} against the first row'
-
-
-def student_t(degrees: int) -> float:
-    """Returns the 97.5 % quantile of Student's t distribution."""
-    from scipy import stats  # takes half a second to import
-
-    return float(stats.t.ppf(0.975, degrees))
+    text = paired_difference(errors[row.config], errors[table.baseline])
+    return f'<br>{text} against the first row' if text else ''
 
 
 def cell(g: Group) -> str:

@@ -559,21 +559,35 @@ def test_ablate_trains_all_at_one_budget_and_prints_a_table(tmp_path, monkeypatc
         commands.append(flags)
         folder = pathlib.Path(flags[1].removeprefix('--workdir='))
         folder.mkdir(parents=True)
-        error = 0.9 if 'paper' in folder.parts else 0.4
-        record = {'status': 'done', 'final_error': error, 'seconds': {'train': 12.5}}
+        name, seed = folder.parts[-2], int(folder.name.removeprefix('seed'))
+        record = {
+            'status': 'done',
+            'seed': seed,
+            'final_error': {'paper': 0.9, 'fast': 0.2, 'norm': 0.4 + 0.02 * seed}[name],
+            'seconds': {'train': 12.5},
+            'config': {'data.eval': 'valid'},
+            'eval_images': 10_000,
+            'commit': 'abc',
+            'device': {'platform': 'cpu', 'cpus': 2, 'machine': 'x86_64'},
+        }
         (folder / 'summary.json').write_text(json.dumps(record))
         return 0
 
     monkeypatch.setattr(seeds, 'run', run)
     budget = '--config.train.duration=1ep'
-    status = ablate.main([f'--workdir={tmp_path}', '--only=paper,norm', '--seeds=2', budget])
-    assert status == 0 and len(commands) == 4 and all(budget in c for c in commands)
-    assert ['--config.model.norm=none' in c for c in commands] == [False, False, True, True]
-    table = capsys.readouterr().out.splitlines()[-2:]
-    assert table[0].startswith('paper ') and table[0].endswith(
-        'top-1 error 90.00 ± 0.00 % over 2 seeds (90.00, 90.00); 12.50 ± 0.00 s of training'
-    )
-    assert 'model.norm=none' in table[1] and '40.00 ± 0.00 %' in table[1]
+    flags = [f'--workdir={tmp_path}', '--only=paper,fast,norm', '--seeds=2', budget]
+    assert ablate.main(flags) == 0
+    assert len(commands) == 6 and all(budget in c for c in commands)
+    assert ['--config.model.norm=none' in c for c in commands] == [False] * 4 + [True] * 2
+    page = (tmp_path / 'ablation.md').read_text()
+    assert page in capsys.readouterr().out
+    assert '10,000 images of `valid`; commit abc; 2 CPUs (x86_64), 0:12 per run' in page
+    # Student's t with one degree of freedom at 97.5 % is 12.706; the differences are 20 and 22.
+    assert page.splitlines()[-3:] == [
+        '| paper |  | 0.065 | 90.00 ± 0.00 % (2 seeds) | +70.00 ± 0.00 |',
+        '| fast |  | 0.037 | 20.00 ± 0.00 % (2 seeds) |  |',
+        '| norm | `model.norm=none` | 0.037 | 41.00 ± 1.41 % (2 seeds) | +21.00 ± 12.71 |',
+    ]
 
 
 def test_ablate_names_a_run_it_does_not_know(tmp_path, capsys):

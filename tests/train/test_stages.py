@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch.reproduce import flops_per_image
+from launch.cost import flops_per_image
 from nin_jax.plan import Stage
 from nin_jax.runs.metrics import Stopwatch
 from nin_jax.train import loop

@@ -1,0 +1,63 @@
+"""Computes the floating-point operations of a training run, and measures this machine's rate."""
+
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import cli
+from nin_jax.data import catalog
+from nin_jax.data.batches import Examples
+from nin_jax.data.preprocess import Preprocess
+from nin_jax.devices import make_mesh, use_compilation_cache
+from nin_jax.models.factory import fc_classes, layer_blocks
+from nin_jax.models.summary import layer_table
+from nin_jax.plan import Stage, make_plan
+from nin_jax.train.step import train_steps
+from nin_jax.train.trainer import make_setup
+
+
+def training_cost(config: ConfigDict) -> tuple[int, float]:
+    """Returns the training images of one run (of any size) and its floating-point operations."""
+    published = catalog.count(config.data.name, config.data.train)
+    plan = make_plan(config, min(published, config.data.limit or published), on_cpu=True)
+    batch_size = config.train.batch_size
+    flops = sum(flops_per_image(config, s) * steps * batch_size for s, steps in plan.stage_steps())
+    return plan.total_steps * batch_size, flops
+
+
+def flops_per_image(config: ConfigDict, stage: Stage) -> float:
+    """Returns the training FLOPs of one image in a stage of a run.
+
+    A multiply-accumulate is 2 FLOPs in the forward pass, 2 for the gradient of the kernel and 2 for
+    that of the input, which the first trained layer does not need. A frozen layer has only the
+    forward pass.
+    """
+    dataset = catalog.lookup(config.data.name)
+    height, width, channels = dataset.image_shape
+    blocks = layer_blocks(config, dataset.num_classes)
+    shape = (stage.side or height, stage.side or width, channels)
+    rows = layer_table(blocks, shape, fc_classes(config, dataset.num_classes))
+    first = len(layer_table(blocks[: stage.frozen], shape))  # row of the first trained layer
+    return sum((2 if i < first else 4 if i == first else 6) * r.macs for i, r in enumerate(rows))
+
+
+def measured_flops_per_s(steps: int = 4) -> float:
+    """Measures training steps of the fast recipe on random images, without compilation."""
+    use_compilation_cache()
+    config = cli.load_config('experiments/configs/cifar10.py:fast')
+    images, mesh = steps * config.train.batch_size, make_mesh(1)
+    plan = make_plan(config, images, on_cpu=True)
+    setup, init_state = make_setup(config, plan, mesh, (32, 32, 3), 10)
+    pixels = np.random.default_rng(0).normal(size=(images, 32, 32, 3)).astype(np.float32)
+    examples, state = Examples(pixels, np.zeros(images, np.int32)), init_state(0)
+    seconds = 0.0
+    for _ in range(2):  # the first call compiles
+        start = time.perf_counter()
+        state, metrics = train_steps(
+            state, examples, Preprocess('scale'), setup=setup, num_steps=steps
+        )
+        jax.block_until_ready((state, metrics))
+        seconds = time.perf_counter() - start
+    return images * flops_per_image(config, Stage()) / seconds

@@ -58,6 +58,14 @@ class Plan:
         end = next(end for _, end in self.stages() if end > step)
         return min(self.steps_per_call - step % self.steps_per_call, end - step)
 
+    def repeats(self, start: int, end: int) -> bool:
+        """Whether the call after that from `start` to `end` has the same program."""
+        return (
+            end < self.total_steps
+            and self.next_call(end) == end - start
+            and self.stage(end) == self.stage(start)
+        )
+
     def stage(self, step: int) -> Stage:
         """Returns the image size and the frozen layers at `step`."""
         side = next((side for until, side in self.image_sizes if step < until), 0)

@@ -69,7 +69,7 @@ def run_attempt(
         unread.append((step, metrics))
         evaluating = plan.is_due(start, step, plan.eval_every)
         saving = plan.is_due(start, step, plan.checkpoint_every)
-        compiling = plan.stage(step) != plan.stage(start)  # the next stage: not training time
+        compiling = not plan.repeats(start, step)  # does not count as training time
         # Reads the previous call's metrics during the newest call. Several processes are in sync.
         at_once = evaluating or saving or stopping or compiling or distributed.several()
         while len(unread) > (0 if at_once else 1):

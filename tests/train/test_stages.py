@@ -44,6 +44,13 @@ def test_stages_follow_each_other_to_the_end():
     assert plan_of().stages() == [(Stage(), 10)]
 
 
+def test_a_call_repeats_until_its_length_or_its_stage_changes():
+    """Whoever compiles for the next call waits for this one: that is not training time."""
+    plan = plan_of(steps_per_call=2, image_sizes=((4, 20),), total_steps=11)
+    calls = [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
+    assert [plan.repeats(*call) for call in calls] == [True, False, True, True, False, False]
+
+
 def test_stage_steps_are_the_lengths_of_the_stages():
     plan = plan_of(image_sizes=((3, 20), (6, 24)), freeze=(8,))
     assert plan.stage_steps() == [(Stage(20), 3), (Stage(24), 3), (Stage(), 2), (Stage(0, 1), 2)]

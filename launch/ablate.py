@@ -30,7 +30,8 @@ FAST = {
     'class_maps': ('--config.model.class_maps=relu',),
     'init': NO_INIT,
     'dropout': DROPOUT,
-    'preprocess': ('--config.preprocess.recipe=gcn_zca',),
+    # Whitening of whole images takes one image size: compare with `image_sizes`.
+    'preprocess': ('--config.preprocess.recipe=gcn_zca', '--config.train.image_sizes='),
     'crops': ('--config.augment.crop_pad=0',),
     'flip': ('--config.augment.flip=False', '--config.augment.alternate_flips=False'),
     'alternate_flips': ('--config.augment.alternate_flips=False',),

@@ -277,6 +277,17 @@ def validate(config: ConfigDict) -> None:
             "model.class_maps='linear': with model.head='fc' there are no class maps, "
             "choose model.class_maps='relu' or model.head='gap'"
         )
+    sizes = f'train.image_sizes={config.train.image_sizes!r}'
+    if config.train.image_sizes and config.preprocess.recipe == 'gcn_zca':
+        raise ConfigError(
+            f"{sizes}: preprocess.recipe='gcn_zca' whitens images of one size, "
+            "choose preprocess.recipe='patch_zca' or train.image_sizes=''"
+        )
+    if config.train.image_sizes and config.model.head == 'fc':
+        raise ConfigError(
+            f"{sizes}: model.head='fc' takes images of one size, "
+            "choose model.head='gap' or train.image_sizes=''"
+        )
     for name, row in config.model.blocks.items():
         _validate_block(f'model.blocks.{name}', row)
         if row.local and config.model.norm == 'batch':

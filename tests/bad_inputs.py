@@ -177,6 +177,17 @@ VALUES = [
         ('data.eval', 'test+test', "'test+test'"),
         ('data.train', '', "''"),
     )
+] + [
+    main(
+        '--config.train.image_sizes=20@50%',
+        flag,
+        names=("train.image_sizes='20@50%'", *names),
+        kind='ConfigError',
+    )
+    for flag, *names in (
+        ('--config.preprocess.recipe=gcn_zca', "recipe='gcn_zca'", "'patch_zca'"),
+        ('--config.model.head=fc', "model.head='fc'", "'gap'"),
+    )
 ]
 DATA = [
     main(

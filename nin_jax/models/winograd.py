@@ -93,7 +93,8 @@ def conv(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
 
 def kernel_gradient(x_BHWC: jax.Array, grad_BHWO: jax.Array, taps: int) -> jax.Array:
     """Returns the gradient of `conv` with respect to its kernel (taps, taps, in, out)."""
-    m = tile_side(*x_BHWC.shape[1:3], taps)
+    _, height, width, _ = x_BHWC.shape
+    m = tile_side(height, width, taps)
     at_mt, g_tr, _ = matrices(m, taps)
     over = [(0, -size % m) for size in grad_BHWO.shape[1:3]]
     grad_BHWO = jnp.pad(grad_BHWO, ((0, 0), *over, (0, 0)))
@@ -113,13 +114,14 @@ def _tiles(x_BHWC: jax.Array, taps: int) -> list[jax.Array]:
     One array (T, B, N, N, C) over the points of the rows for each point of the columns: a batched
     product of one such array needs no copies of it.
     """
-    m = tile_side(*x_BHWC.shape[1:3], taps)
+    _, height, width, _ = x_BHWC.shape
+    m = tile_side(height, width, taps)
     t, before = m + taps - 1, taps // 2
     b_tt = matrices(m, taps)[2]
-    tiles = [-(-size // m) for size in x_BHWC.shape[1:3]]
+    tiles = [-(-size // m) for size in (height, width)]
     pads = [
         (before, n * m + taps - 1 - before - size)
-        for n, size in zip(tiles, x_BHWC.shape[1:3], strict=True)
+        for n, size in zip(tiles, (height, width), strict=True)
     ]
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), *pads, (0, 0)))
     rows = [_every(x_BHWC, i, m, axis=1, count=tiles[0]) for i in range(t)]

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# The most outputs per tile and axis, by kernel size: larger tiles are less precise, or slower.
-_MOST_OUTPUTS = {3: 5, 5: 4}
+# Outputs per tile and axis, by kernel size. More outputs save products but lose precision.
+_OUTPUTS = {3: 2, 5: 4}
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity
 
 
@@ -31,20 +31,11 @@ def suits(x_BHWC: jax.Array, kernel_HWIO: jax.Array, stride: int, padding: int) 
     height, width, inputs, outputs = kernel_HWIO.shape
     return (
         height == width
-        and height in _MOST_OUTPUTS
+        and height in _OUTPUTS
         and (stride, padding) == (1, height // 2)
         and min(inputs, outputs) >= 16  # with fewer, the direct form is faster
         and x_BHWC.dtype == jnp.float32
     )
-
-
-def tile_side(height: int, width: int, taps: int) -> int:
-    """Returns the outputs m per tile and axis that need the fewest products for an image.
-
-    Small tiles have more products per output; large ones have more outputs outside the image.
-    """
-    choices = range(2, _MOST_OUTPUTS[taps] + 1)
-    return min(choices, key=lambda m: _products(height, width, taps, m))
 
 
 def products(height: int, width: int, taps: int) -> int:
@@ -52,10 +43,7 @@ def products(height: int, width: int, taps: int) -> int:
 
     Those of the transforms, which do not grow with the number of pairs, are not counted.
     """
-    return _products(height, width, taps, tile_side(height, width, taps))
-
-
-def _products(height: int, width: int, taps: int, m: int) -> int:
+    m = _OUTPUTS[taps]
     return -(-height // m) * -(-width // m) * (m + taps - 1) ** 2
 
 
@@ -75,7 +63,7 @@ def matrices(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def conv(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
     """Returns the convolution with same padding: (batch, height, width, channels out)."""
     batch, height, width, _ = x_BHWC.shape
-    m = tile_side(height, width, len(kernel_HWIO))
+    m = _OUTPUTS[len(kernel_HWIO)]
     at_mt, g_tr, _ = matrices(m, len(kernel_HWIO))
     y_TTBNNO = [
         jnp.einsum('tbijc,tco->tbijo', x_TBNNC, kernel_TCO)
@@ -93,8 +81,7 @@ def conv(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
 
 def kernel_gradient(x_BHWC: jax.Array, grad_BHWO: jax.Array, taps: int) -> jax.Array:
     """Returns the gradient of `conv` with respect to its kernel (taps, taps, in, out)."""
-    _, height, width, _ = x_BHWC.shape
-    m = tile_side(height, width, taps)
+    m = _OUTPUTS[taps]
     at_mt, g_tr, _ = matrices(m, taps)
     over = [(0, -size % m) for size in grad_BHWO.shape[1:3]]
     grad_BHWO = jnp.pad(grad_BHWO, ((0, 0), *over, (0, 0)))
@@ -114,14 +101,13 @@ def _tiles(x_BHWC: jax.Array, taps: int) -> list[jax.Array]:
     One array (T, B, N, N, C) over the points of the rows for each point of the columns: a batched
     product of one such array needs no copies of it.
     """
-    _, height, width, _ = x_BHWC.shape
-    m = tile_side(height, width, taps)
+    m = _OUTPUTS[taps]
     t, before = m + taps - 1, taps // 2
     b_tt = matrices(m, taps)[2]
-    tiles = [-(-size // m) for size in (height, width)]
+    tiles = [-(-size // m) for size in x_BHWC.shape[1:3]]
     pads = [
         (before, n * m + taps - 1 - before - size)
-        for n, size in zip(tiles, (height, width), strict=True)
+        for n, size in zip(tiles, x_BHWC.shape[1:3], strict=True)
     ]
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), *pads, (0, 0)))
     rows = [_every(x_BHWC, i, m, axis=1, count=tiles[0]) for i in range(t)]

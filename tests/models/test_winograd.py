@@ -10,11 +10,11 @@ from jax import lax
 
 from nin_jax.models import ops, winograd
 
-# Largest error beside the largest value; tiles of 4x4 or 5x5 outputs lose a digit.
-TOLERANCE = {3: 2e-5, 5: 4e-5}
+# Largest error beside the largest value: 5x5 kernels in tiles of 4x4 lose a digit, 3x3 none.
+TOLERANCE = {3: 2e-6, 5: 4e-5}
 
 
-@pytest.mark.parametrize(('outputs', 'taps'), [(2, 3), (4, 3), (5, 3), (2, 5), (4, 5)])
+@pytest.mark.parametrize(('outputs', 'taps'), [(2, 3), (4, 5), (4, 3), (2, 5)])
 def test_a_tile_of_one_dimension(outputs, taps):
     at_mt, g_tr, b_tt = winograd.matrices(outputs, taps)
     rng = np.random.default_rng(0)
@@ -28,7 +28,6 @@ def test_a_tile_of_one_dimension(outputs, taps):
     ('height', 'width'),
     [
         (7, 14),
-        (5, 5),
         *(pytest.param(*size, marks=pytest.mark.heavy) for size in ((16, 16), (9, 3), (1, 2))),
     ],
 )
@@ -56,14 +55,6 @@ def test_conv_and_gradients(taps, height, width):
     for mine, exact in zip(ours, expected, strict=True):
         error = np.abs(mine - exact).max() / np.abs(exact).max()
         assert error < TOLERANCE[taps]
-
-
-def test_tiles_need_the_fewest_products():
-    """Products of 3x3 kernels: 2x2 outputs take 16, 3x3 25, 4x4 36, 5x5 49; 4x4 of 5x5 take 64."""
-    assert [winograd.tile_side(side, side, 3) for side in (5, 6, 7, 8)] == [5, 3, 4, 4]
-    assert [winograd.tile_side(side, side, 5) for side in (10, 12, 16)] == [4, 4, 4]
-    assert [winograd.products(side, side, 3) for side in (5, 6, 7)] == [49, 4 * 25, 4 * 36]
-    assert winograd.products(10, 10, 5) == 9 * 64
 
 
 def test_only_where_it_suits():

@@ -15,7 +15,12 @@ import shlex
 import sys
 
 from experiments import cli
-from experiments.report.groups import by_hardware, mean_and_std, paired_difference
+from experiments.report.groups import (
+    by_hardware,
+    count_of_seeds,
+    mean_and_std,
+    paired_difference,
+)
 from experiments.report.markdown import cost
 from launch import seeds
 from nin_jax.files import read_json
@@ -103,6 +108,7 @@ def main(argv: list[str]) -> int:
     command = shlex.join(['python', '-m', 'launch.ablate', *argv])
     text = page(args.recipe, {name: runs[name] for name in names}, args.workdir, others, command)
     out = args.out or args.workdir / 'ablation.md'
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
     print(f'\n{text}\n{out}')
     return worst
@@ -156,15 +162,14 @@ def error(found: dict[int, float]) -> str:
     """'10.43 ± 0.09 % (5 seeds)'."""
     if not found:
         return 'diverged'
-    return f'{mean_and_std(list(found.values()))} % ({len(found)} seed{"s" * (len(found) > 1)})'
+    return f'{mean_and_std(list(found.values()))} % ({count_of_seeds(len(found))})'
 
 
 def petaflops(config: str, flags: list[str]) -> str:
     """Returns the floating-point operations of one run in units of 1e15."""
     from launch.cost import training_cost  # slow import, after the runs
 
-    flags = [flag for flag in flags if flag.startswith('--config.')]
-    return f'{training_cost(cli.load_config(config, flags))[1] / 1e15:.3f}'
+    return f'{training_cost(config, flags)[1] / 1e15:.3f}'
 
 
 def origin(records: list[dict]) -> str:

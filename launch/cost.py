@@ -18,8 +18,14 @@ from nin_jax.train.step import train_steps
 from nin_jax.train.trainer import make_setup
 
 
-def training_cost(config: ConfigDict) -> tuple[int, float]:
-    """Returns the training images of one run (of any size) and its floating-point operations."""
+def training_cost(path: str, flags: list[str]) -> tuple[int, float]:
+    """Returns the training images of one run (of any size) and its floating-point operations.
+
+    Args:
+      path: value of the run's --config.
+      flags: the run's other flags; only those that start with --config. matter.
+    """
+    config = cli.load_config(path, [flag for flag in flags if flag.startswith('--config.')])
     published = catalog.count(config.data.name, config.data.train)
     plan = make_plan(config, min(published, config.data.limit or published), on_cpu=True)
     batch_size = config.train.batch_size

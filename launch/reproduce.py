@@ -122,10 +122,7 @@ def print_plan(chosen: list[Experiment], workdir: pathlib.Path, flags: list[str]
     print(f'{"run":28}{"images":>12}{"PFLOP":>8}{"time":>12}  state')
     total = 0.0
     for e in chosen:
-        config = cli.load_config(
-            e.path, [f for f in (*e.flags, *flags) if f.startswith('--config.')]
-        )
-        images, flops = training_cost(config)
+        images, flops = training_cost(e.path, [*e.flags, *flags])
         for seed in range(e.seeds):
             folder = workdir / e.name / f'seed{seed}'
             state = state_of(folder)

@@ -14,7 +14,7 @@ import pathlib
 import sys
 
 from experiments import cli
-from experiments.report.groups import mean_and_std
+from experiments.report.groups import count_of_seeds, mean_and_std
 from launch.processes import ProcessGroup, exit_status
 
 
@@ -64,7 +64,7 @@ def sentence(folders: list[pathlib.Path]) -> str:
     seconds = [s['seconds']['train'] for s in done]
     failed = len(folders) - len(done)
     return (
-        f'top-1 error {mean_and_std(errors)} % over {len(done)} seed{"s" * (len(done) > 1)} '
+        f'top-1 error {mean_and_std(errors)} % over {count_of_seeds(len(done))} '
         f'({", ".join(f"{e:.2f}" for e in errors)}); {mean_and_std(seconds)} s of training'
         + (f'; {failed} diverged' if failed else '')
     )

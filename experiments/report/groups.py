@@ -104,12 +104,7 @@ class Group:
 
     @property
     def seeds(self) -> str:
-        return f'{len(self.runs)} seed' + 's' * (len(self.runs) > 1)
-
-    @property
-    def by_hardware(self) -> list[list[dict]]:
-        """The runs on each kind of hardware."""
-        return by_hardware(self.runs)
+        return count_of_seeds(len(self.runs))
 
     @property
     def length(self) -> str:
@@ -124,6 +119,11 @@ def by_hardware(runs: list[dict]) -> list[list[dict]]:
     for run in runs:
         parts.setdefault(json.dumps(run['device']), []).append(run)
     return list(parts.values())
+
+
+def count_of_seeds(count: int) -> str:
+    """'1 seed', '5 seeds'."""
+    return f'{count} seed' + 's' * (count > 1)
 
 
 def mean_and_std(values: list[float]) -> str:
@@ -142,14 +142,14 @@ def paired_difference(errors: dict[int, float], baseline: dict[int, float]) -> s
     Returns:
       The difference alone with one common seed; '' with none.
     """
-    from scipy import stats  # takes half a second to import
-
     differences = [errors[seed] - baseline[seed] for seed in errors.keys() & baseline.keys()]
     if not differences:
         return ''
     text = f'{statistics.mean(differences):+.2f}'
     if (n := len(differences)) == 1:
         return text
+    from scipy import stats  # takes half a second to import
+
     quantile = float(stats.t.ppf(0.975, n - 1))
     return f'{text} ± {quantile * statistics.stdev(differences) / n**0.5:.2f}'
 

@@ -4,7 +4,13 @@ import json
 import statistics
 
 from experiments.report.figure3 import caption
-from experiments.report.groups import Group, group, paired_difference, training_changes
+from experiments.report.groups import (
+    Group,
+    by_hardware,
+    group,
+    paired_difference,
+    training_changes,
+)
 from experiments.report.paper import OTHERS, TABLES, Row, Table
 from nin_jax.runs.display import duration
 
@@ -112,7 +118,7 @@ def details(g: Group, network: str) -> str:
         f'- {network + ", " if network else ""}ours: {"**short**, " if g.is_short else ""}{g.error}'
         f' ({g.seeds}), {g.length}'
         + (f', {changes}' if g.config and changes else '')
-        + f'; {"; ".join(map(cost, g.by_hardware))}; `{first["command"]}`'
+        + f'; {"; ".join(map(cost, by_hardware(g.runs)))}; `{first["command"]}`'
         + (f' and the same with seed {more}' if more else '')
         + '\n'
     )

@@ -3,7 +3,7 @@
 import pathlib
 import statistics
 
-from experiments.report.groups import Group, group
+from experiments.report.groups import Group, by_hardware, group
 from experiments.report.markdown import hardware
 from experiments.report.paper import TABLES, Row
 from experiments.report.records import RunError
@@ -31,7 +31,7 @@ def readme_table(runs: list[dict], configs: dict[str, dict]) -> str:
 
 def readme_row(row: Row, g: Group) -> str:
     name, _, variant = row.config.partition(':')
-    parts = g.by_hardware
+    parts = by_hardware(g.runs)
     minutes = [statistics.mean(run['seconds']['train'] for run in part) / 60 for part in parts]
     dataset = g.runs[0]['config']['data.name']
     cells = (

@@ -53,7 +53,19 @@ def finish(processes, timeout: float = 300) -> tuple[list[int], list[str], list[
 
 
 def wait_for_lines(workdir, count, processes):
-    path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 300
-    while not path.exists() or path.read_text().count('\n') < count:
+    """Waits until the run has logged `count` steps and evaluations."""
+    path = workdir / 'metrics.jsonl'
+    _wait(lambda: path.exists() and path.read_text().count('\n') >= count, processes)
+
+
+def wait_for_checkpoint(workdir, processes):
+    """Waits for a complete checkpoint, whose folder Orbax renames to the number of its step."""
+    folder = workdir / 'checkpoints'
+    _wait(lambda: any(p.name.isdigit() for p in folder.glob('*')), processes)
+
+
+def _wait(ready, processes):
+    deadline = time.monotonic() + 300
+    while not ready():
         assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
         time.sleep(0.005)

@@ -19,7 +19,7 @@ from nin_jax.runs.metrics import Stopwatch
 from nin_jax.runs.watchdog import watchdog
 from tests.chaos.lab import mounted, weights
 from tests.helpers import ROOT
-from tests.pairs import finish, pair, wait_for_lines
+from tests.pairs import finish, pair, wait_for_checkpoint
 
 SETTINGS = ('--config.train.steps_per_call=1', '--config.train.duration=80steps')
 SOON = '--config.train.stall_timeout=60'
@@ -56,7 +56,7 @@ def assert_says(error: str, *words: str) -> None:
 @pytest.mark.parametrize('killed', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process(tmp_path, undisturbed, killed):
     with pair(tmp_path, *SETTINGS) as processes:
-        wait_for_lines(tmp_path, 15, processes)
+        wait_for_checkpoint(tmp_path, processes)
         processes[killed].kill()
         [status], _, [error] = finish([processes[1 - killed]])
     assert status == os.EX_TEMPFAIL, error
@@ -76,7 +76,7 @@ cli.run(main.main)
 @pytest.mark.parametrize('hung', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_hung_process(tmp_path, undisturbed, hung):
     with pair(tmp_path, *SETTINGS, SOON, main=[sys.executable, '-c', PATIENT]) as processes:
-        wait_for_lines(tmp_path, 15, processes)
+        wait_for_checkpoint(tmp_path, processes)
         processes[hung].send_signal(signal.SIGSTOP)
         [status], _, [error] = finish([processes[1 - hung]])
         assert status == os.EX_TEMPFAIL, error
@@ -95,7 +95,7 @@ def test_a_hung_process(tmp_path, undisturbed, hung):
 def test_an_abort_of_the_runtime(tmp_path, undisturbed, hung):
     """The heartbeats of a hung process stop long before the default of train.stall_timeout."""
     with pair(tmp_path, *SETTINGS) as processes:
-        wait_for_lines(tmp_path, 15, processes)
+        wait_for_checkpoint(tmp_path, processes)
         processes[hung].send_signal(signal.SIGSTOP)
         [status], _, [error] = finish([processes[1 - hung]])
     assert status == os.EX_TEMPFAIL, error
@@ -115,7 +115,7 @@ cli.run(main.main)
 @pytest.mark.processes
 def test_a_process_that_starts_too_late(tmp_path, undisturbed):
     with pair(tmp_path, *SETTINGS) as processes:
-        wait_for_lines(tmp_path, 15, processes)
+        wait_for_checkpoint(tmp_path, processes)
         for process in processes:
             process.send_signal(signal.SIGTERM)
         assert finish(processes)[0] == [os.EX_TEMPFAIL] * 2
@@ -134,7 +134,7 @@ def test_a_full_disk(tmp_path, undisturbed):
             pytest.skip('this user cannot mount a tmpfs')
         workdir, filler = tmp_path / 'disk' / 'run', tmp_path / 'disk' / 'filler'
         with pair(workdir, *SETTINGS) as processes:
-            wait_for_lines(workdir, 15, processes)
+            wait_for_checkpoint(workdir, processes)
             with filler.open('wb', buffering=0) as file, pytest.raises(OSError):
                 while True:
                     file.write(bytes(1 << 12))
@@ -151,7 +151,7 @@ def test_a_full_disk(tmp_path, undisturbed):
 def test_a_process_that_cannot_save(tmp_path, undisturbed):
     """Both would wait in Orbax's barrier, of which only one knows that it cannot be reached."""
     with pair(tmp_path, *SETTINGS, SOON) as processes:
-        wait_for_lines(tmp_path, 15, processes)
+        wait_for_checkpoint(tmp_path, processes)
         unlimited = resource.RLIM_INFINITY
         resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (0, unlimited))
         statuses, _, errors = finish(processes)

@@ -1,11 +1,12 @@
-"""Writes RESULTS.md from finished runs, or collects each run into one small JSON file.
+"""Writes RESULTS.md from runs, or collects each run into one small JSON file.
 
     python -m experiments.report runs/cifar10/seed* --collect=results
     python -m experiments.report results --out=RESULTS.md --figure=results/figure3.png
     python -m experiments.report results --readme=README.md
 
 Arguments: folders of runs, collected .json files, or folders of either. Figure 3 is written beside
-RESULTS.md. An unfinished run is an error.
+RESULTS.md. A preempted run stands as of its last evaluation, marked as short; a run without an
+evaluation is an error.
 """
 
 import pathlib

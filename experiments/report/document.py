@@ -16,7 +16,7 @@ def write(
     """Writes the results of `runs` as Markdown, and Figure 3 as a PNG.
 
     Args:
-      runs: records of finished runs.
+      runs: records of the runs.
       made_from: the paths of the records, quoted in the file's header.
       out: the Markdown file to write.
       figure: the PNG to write; `figure3.png` beside `out` if None.

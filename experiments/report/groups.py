@@ -94,7 +94,7 @@ class Group:
 
     @property
     def is_short(self) -> bool:
-        """Whether the runs used less than the config's whole schedule or data."""
+        """Whether the runs used less than the config's whole schedule or data so far."""
         few_images = bool(self.changes.get('data.limit'))
         return few_images or self.runs[0]['epoch'] < 0.99 * self.full_epochs
 
@@ -164,6 +164,8 @@ def group(runs: list[dict], configs: dict[str, dict]) -> list[Group]:
     for run in sorted(runs, key=lambda r: (r['name'].rstrip('0123456789'), r['seed'])):
         name = config_of(run['config'], configs)
         changes = differences(run['config'], configs[name] if name else {})
+        if run['status'] == 'preempted':  # never with finished runs
+            changes['preempted after epoch'] = round(run['epoch'], 2)
         full = float(configs[name]['train.duration'].removesuffix('ep')) if name else run['epoch']
         key = json.dumps([name, changes, run['device']])
         part = parts.setdefault(key, Group(name, changes, full, []))

@@ -36,7 +36,7 @@ def markdown(runs: list[dict], configs: dict[str, dict], made_by: str, figure: s
     """Returns the text of RESULTS.md.
 
     Args:
-      runs: records of finished runs.
+      runs: records of the runs.
       configs: flat configs, by name and variant, of every row of the tables.
       made_by: the command that writes the file.
       figure: path of Figure 3's PNG, relative to the file.
@@ -93,7 +93,7 @@ def difference(row: Row, table: Table, groups: list[Group]) -> str:
         name: {
             run['seed']: 100 * run['final_error']
             for g in groups
-            if g.config == name
+            if g.config == name and not g.is_short
             for run in g.runs
         }
         for name in (row.config, table.baseline)

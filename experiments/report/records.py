@@ -1,4 +1,7 @@
-"""Reads finished runs as records, from a run's folder or from the JSON file collected from it."""
+"""Reads runs as records, from a run's folder or from the JSON file collected from it.
+
+A preempted run is reported as it stood at its last evaluation.
+"""
 
 import json
 import pathlib
@@ -16,10 +19,10 @@ class RunError(UserError):
 
 
 def load(path: pathlib.Path) -> list[dict]:
-    """Reads the finished runs at a path: a run's folder, a collected .json, or a folder of either.
+    """Reads the runs at a path: a run's folder, a collected .json, or a folder of either.
 
     Raises:
-      RunError: a run did not finish, or the path contains no run.
+      RunError: a run has no result yet, or the path contains no run.
     """
     if path.suffix == '.json' and path.is_file():
         return [check(read_json(path), path)]
@@ -33,13 +36,13 @@ def load(path: pathlib.Path) -> list[dict]:
 
 
 def check(run: dict, path: pathlib.Path) -> dict:
-    """Returns the run; raises RunError unless it finished."""
+    """Returns the run; raises RunError unless it is done, or preempted after an evaluation."""
     if not {'status', 'config', 'final_error', 'epoch'} <= set(run):
         raise RunError(f"'{path}' is not the record of a run: leave it out")
-    if run['status'] != 'done':
+    if run['status'] not in ('done', 'preempted') or run['final_error'] is None:
         raise RunError(
-            f"the run in '{path}' did not finish ({run['status']} at epoch {run['epoch']:.4g}): "
-            'only finished runs are reported, run its command again or leave it out'
+            f"the run in '{path}' has no result ({run['status']} at epoch {run['epoch']:.4g}): "
+            'run its command again or leave it out'
         )
     return run
 
@@ -48,10 +51,14 @@ def from_workdir(folder: pathlib.Path) -> dict:
     """Reads a run's summary, and its metrics at every evaluation."""
     if not (folder / 'summary.json').exists():
         raise RunError(
-            f"the run in '{folder}' did not finish (it has no summary.json): only finished runs "
-            'are reported, run its command again or leave it out'
+            f"the run in '{folder}' has no result (it has no summary.json): "
+            'run its command again or leave it out'
         )
-    run = check(read_json(folder / 'summary.json'), folder)
+    run = read_json(folder / 'summary.json')
+    rows = epochs(metrics(folder, run)) if run.get('status') in ('done', 'preempted') else []
+    if run.get('status') == 'preempted' and rows:
+        run |= {'epoch': rows[-1][0], 'final_error': rows[-1][4]}
+    check(run, folder)
     run['name'] = run_name(folder)
     run['config']['data.dir'] = ''  # specific to this machine
     run['command'] = shlex.join(
@@ -59,6 +66,11 @@ def from_workdir(folder: pathlib.Path) -> dict:
         for word in shlex.split(run['command'])
         if not word.startswith('--config.data.dir=')
     )
+    return run | {'columns': COLUMNS, 'epochs': rows}
+
+
+def metrics(folder: pathlib.Path, run: dict) -> list[dict]:
+    """Returns the lines of a run's metrics.jsonl; RunError unless they are what it wrote."""
     path = folder / 'metrics.jsonl'
     try:
         if run.pop('metrics_sha256', None) not in (None, file_sha256(path)):
@@ -66,8 +78,7 @@ def from_workdir(folder: pathlib.Path) -> dict:
         lines = [json.loads(line) for line in path.open()]
     except (OSError, ValueError) as e:
         raise RunError(f"'{path}' is damaged ({e}): leave the run out") from None
-    lines = [line for line in lines if line['attempt'] == run['attempt']]
-    return run | {'columns': COLUMNS, 'epochs': epochs(lines)}
+    return [line for line in lines if line['attempt'] == run['attempt']]
 
 
 def run_name(folder: pathlib.Path) -> str:

@@ -332,8 +332,9 @@ def test_report_from_the_runs_themselves(two_seeds, tmp_path):
 def unfinished(folder: pathlib.Path, status: str | None) -> pathlib.Path:
     folder.mkdir()
     (folder / 'config.json').write_text('{}')
+    (folder / 'metrics.jsonl').touch()
     if status:
-        record = {'status': status, 'config': {}, 'final_error': None, 'epoch': 1.5}
+        record = {'status': status, 'config': {}, 'final_error': None, 'epoch': 1.5, 'attempt': 1}
         (folder / 'summary.json').write_text(json.dumps(record))
     return folder
 
@@ -346,11 +347,35 @@ def unfinished(folder: pathlib.Path, status: str | None) -> pathlib.Path:
         (None, 'summary.json'),
     ],
 )
-def test_runs_that_did_not_finish_are_refused(tmp_path, status, why):
+def test_runs_without_a_result_are_refused(tmp_path, status, why):
     folder = unfinished(tmp_path / 'run', status)
     result = run_report(RESULTS, folder, f'--out={tmp_path}/R.md')
     assert_refused(result, str(folder), why, kind='RunError')
     assert not (tmp_path / 'R.md').exists()
+
+
+def test_a_preempted_run_stands_at_its_last_evaluation(configs, tmp_path):
+    """It is short, and apart from the finished runs of its experiment."""
+    run = record(configs, 'cifar10', 1, 0.0)
+    del run['columns'], run['epochs']
+    run |= {'status': 'preempted', 'final_error': None, 'epoch': 2.6, 'attempt': 1}
+    lines = [
+        dict(kind=kind, step=100 * epoch, epoch=epoch, loss=1.0, error=error, attempt=1)
+        for epoch, error in ((1, 0.7), (2, 0.5))
+        for kind in ('train', 'eval')
+    ]
+    folder = tmp_path / 'cifar10' / 'seed1'
+    folder.mkdir(parents=True)
+    (folder / 'config.json').write_text('{}')
+    (folder / 'summary.json').write_text(json.dumps(run))
+    (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+
+    [preempted] = records.load(folder)
+    assert (preempted['epoch'], preempted['final_error']) == (2, 0.5)
+    text = results_text([preempted, record(configs, 'cifar10', 0, 0.104)], configs)
+    assert '10.40 % (1 seed)<br>**short**: 50.00 % (1 seed, 2 of 260 epochs, ' in text
+    [collected] = records.load(records.collect(preempted, tmp_path / 'results'))
+    assert (collected['epoch'], collected['final_error']) == (2, 0.5)
 
 
 # ---- several seeds --------------------------------------------------------------------------

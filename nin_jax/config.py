@@ -65,8 +65,8 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # seed of initialization, batch order, augmentation and dropout
     config.devices = 0  # number of devices to use; 0 for all
-    # Or 'bfloat16', or 'mixed': the products of 1x1 convolutions are of bfloat16 numbers, and their
-    # sums and everything else float32. Parameters are always float32.
+    # Or 'bfloat16', or 'mixed': 1x1 convolutions multiply in bfloat16 and accumulate in float32;
+    # everything else is float32. Parameters are always float32.
     config.dtype = 'float32'
 
     config.data = ConfigDict()

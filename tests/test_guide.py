@@ -9,14 +9,15 @@ import sys
 
 import pytest
 
-from tests.helpers import ROOT, TINY_PAGE
+from tests.helpers import ROOT
 
 GUIDE = (ROOT / 'docs' / 'guide.md').read_text()
+QUICKSTART = 'experiments/configs/quickstart.py'
 
 
 @pytest.mark.processes
 def test_every_block_runs(tmp_path, monkeypatch):
-    """With a tiny network in the quickstart's place."""
+    """With four steps of the quickstart."""
     monkeypatch.chdir(tmp_path)
     environment = os.environ | {'PYTHONPATH': str(ROOT)}
     namespace, commands = {}, 0
@@ -25,7 +26,7 @@ def test_every_block_runs(tmp_path, monkeypatch):
             exec(compile(code, f'guide.md: {code.splitlines()[-1]}', 'exec'), namespace)
             continue
         for line in code.splitlines():
-            words = shlex.split(line.replace('experiments/configs/quickstart.py', str(TINY_PAGE)))
+            words = shlex.split(line.replace(QUICKSTART, f'{ROOT / QUICKSTART}:smoke'))
             assert words[0] == 'python'
             result = subprocess.run(
                 [sys.executable, *words[1:]],

@@ -1,7 +1,8 @@
 """The recipe for the lowest error, `:modern` of the dataset configs.
 
 The fast recipe (_fast.py) for more epochs, with stronger augmentation and test-time augmentation.
-`python -m launch.ablate --recipe=modern` reverts each switch separately.
+`python -m launch.ablate --recipe=modern --workdir=runs/ablate_modern` reverts each switch
+separately.
 """
 
 from ml_collections import ConfigDict

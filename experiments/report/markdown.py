@@ -22,8 +22,8 @@ Test error is the top-1 error on the test split at the end of training, in perce
 of several evaluations): mean ± standard deviation over seeds. **short** marks runs with less than
 the config's whole schedule; they show that the code works, not how accurate the network is.
 
-Every run comes from one command, which can be interrupted and rerun. `--dry-run` prints the
-expected cost:
+Each run comes from one command, which can be interrupted and rerun. These commands start the runs
+of a preset; with `--dry-run`, they only print the expected cost:
 
 ```bash
 python -m launch.reproduce --preset=cpu

@@ -90,14 +90,16 @@ Lin, Chen and Yan's Network In Network ([arXiv 1312.4400](https://arxiv.org/abs/
 
 ## Loading
 
-One line, with the package:
+With the package:
 
 ```python
+import nin_jax
+
 logits_NK = nin_jax.load('FOLDER')(images_NHWC)  # uint8 (N, {height}, {width}, {channels})
 ```
 
-`nin_jax.load` checks the files' SHA-256 against `config.json`; `.score` also returns the class
-maps.
+`nin_jax.load` checks the SHA-256 of `model.safetensors` against `config.json`; `.score` also
+returns the class maps.
 {_programs(trained, programs)}
 `model.safetensors` holds the weights for everything else: `conv1.kernel` is (height, width, in,
 out), `conv1.bias` (out), then `cccp1`, `cccp2`, `conv2`, ... in the authors' names. Preprocess
@@ -106,10 +108,10 @@ it has any, are there too.
 
 ## Limits
 
-* It answers with one of its classes whatever the picture shows, and its probabilities are not
-  calibrated.
-{_program_limits(trained, found, programs)}* How it does on other cameras, crops or corruptions
-  than those of its test images was not measured.
+* It always predicts one of its classes, even for images of something else, and its probabilities
+  are not calibrated.
+{_program_limits(trained, found, programs)}* Its error on images from sources other than its test
+  images was not measured.
 
 ## Config
 
@@ -194,7 +196,8 @@ def _origin(trained: Trained, found: dict) -> str:
     kind = (found['device'] or {}).get('kind', 'an unknown device')
     seconds = found.get('seconds') or {}
     minutes = f' in {sum(seconds.values()) / 60:.3g} minutes' if seconds else ''
-    return f'step {trained.step:,} of a run that is {found["status"]}{epochs}, on {kind}{minutes}'
+    status = 'finished' if found['status'] == 'done' else found['status']
+    return f'step {trained.step:,} of a run ({status}){epochs}, on {kind}{minutes}'
 
 
 def _license(found: dict) -> str:

@@ -238,12 +238,14 @@ def test_what_has_no_result_is_left_out(configs):
     assert 'fully connected head**' in text and 'fully connected head with dropout' not in text
 
 
-def test_results_page_is_what_the_collected_runs_make():
+def test_results_page_and_readme_are_what_the_collected_runs_make(configs):
     runs = records.load(RESULTS)
     assert runs and (RESULTS / 'figure3.png').exists()
     made_by = 'python -m experiments.report results --out=RESULTS.md --figure=results/figure3.png'
     text = markdown.markdown(runs, document.known_configs(), made_by, 'results/figure3.png')
     assert (ROOT / 'RESULTS.md').read_text() == text, f'run  {made_by}'
+    table = readme.readme_table(runs, configs)
+    assert f'{readme.MARKS[0]}\n{table}{readme.MARKS[1]}' in (ROOT / 'README.md').read_text()
 
 
 def test_collected_runs_tell_nothing_of_the_machine():

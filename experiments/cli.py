@@ -24,38 +24,43 @@ A_RUN = 'name the folder of a run, such as --workdir=runs/quickstart'
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Parses flags, runs `main` and exits with what it returns."""
+    """Parses absl flags, runs `main` and exits with what it returns."""
 
-    def guarded(argv: list[str]) -> int | None:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain any bytes
-            sys.stdout.reconfigure(errors='backslashreplace')
+    def quiet(argv: list[str]) -> int | None:
         logging.set_verbosity(logging.FATAL)  # Orbax logs every file it touches; errors are raised
-        try:
-            return main(argv)
-        except UserError as e:
-            return print_error(str(e), e.exit_status)
-        except RuntimeError as e:
-            found = from_runtime_error(e)
-            if found is None:
-                raise
-            return print_error(str(found), found.exit_status)
-        except KeyboardInterrupt:
-            return print_error('stopped', status=130)
-        except BrokenPipeError:  # the reader of the output has exited, such as head
-            sys.stdout = None
-            return 141
-        except OSError as e:  # a full disk, a folder that cannot be written, ...
-            if e.errno is None:
-                raise
-            found = from_os_error(e)
-            return print_error(str(found), found.exit_status)
-        finally:
-            try:
-                print(end='', flush=True)
-            except OSError:  # as in print_error
-                sys.stdout = None
+        return guarded(main, argv)
 
-    app.run(guarded, flags_parser=parse)
+    app.run(quiet, flags_parser=parse)
+
+
+def guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+    """Runs `main`, prints a user's mistake as one sentence, and returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain any bytes
+        sys.stdout.reconfigure(errors='backslashreplace')
+    try:
+        return main(argv)
+    except UserError as e:
+        return print_error(str(e), e.exit_status)
+    except RuntimeError as e:
+        found = from_runtime_error(e)
+        if found is None:
+            raise
+        return print_error(str(found), found.exit_status)
+    except KeyboardInterrupt:
+        return print_error('stopped', status=130)
+    except BrokenPipeError:  # the reader of the output has exited, such as head
+        sys.stdout = None
+        return 141
+    except OSError as e:  # a full disk, a folder that cannot be written, ...
+        if e.errno is None:
+            raise
+        found = from_os_error(e)
+        return print_error(str(found), found.exit_status)
+    finally:
+        try:
+            print(end='', flush=True)
+        except OSError:  # as in print_error
+            sys.stdout = None
 
 
 def print_error(message: str, status: int = EXIT_USAGE) -> int:
@@ -66,6 +71,18 @@ def print_error(message: str, status: int = EXIT_USAGE) -> int:
         except OSError:  # a file on a full disk; at exit, Python would replace the status
             sys.stderr = None
     return status
+
+
+def flags_of_runs(words: Sequence[str]) -> list[str]:
+    """Returns flags that a command passes on to experiments.main.
+
+    Raises:
+      UserError: a word is not a flag with its value, --NAME=VALUE.
+    """
+    for word in words:
+        if not word.startswith('--') or '=' not in word:
+            raise UserError(f"'{word}': write the flags of the runs as --config.KEY=VALUE")
+    return list(words)
 
 
 # ---- flags ----------------------------------------------------------------------------------
@@ -174,9 +191,6 @@ def check_config_keys(argv: list[str]) -> None:
 def load_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Loads a config file, with its variant, as --config does.
 
-    Uses separate flag values, because absl reports an unknown key as an AttributeError without the
-    key's path.
-
     Args:
       config: such as 'experiments/configs/cifar10.py:aug'.
       overrides: such as '--config.optim.lr=0.1'.
@@ -189,6 +203,8 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
         there = [str(p) for p in sorted(CONFIGS.glob('[!_]*.py'))]
         raise UserError(f"no config '{path}'{did_you_mean(str(path), there)}")
     words = ['', f'--config={config}', *overrides]
+    if overrides:
+        check_config_keys(words)
     alone = flags.FlagValues()
     holder = config_flags.DEFINE_config_file('config', flag_values=alone, sys_argv=words)
     try:

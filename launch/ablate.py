@@ -29,7 +29,7 @@ CIFAR10 = 'experiments/configs/cifar10.py'
 BLOCKS = ('mlpconv1', 'mlpconv2', 'mlpconv3')
 NO_INIT = tuple(f'--config.model.blocks.{b}.init_std=(0.05, 0.05, 0.05)' for b in BLOCKS)
 DROPOUT = tuple(f'--config.model.blocks.{b}.dropout=0.5' for b in BLOCKS[:2])
-# The flags that revert each switch of a recipe to the paper's value.
+# The flags that revert each ingredient of a recipe, to the paper's value unless stated otherwise.
 FAST = {
     'norm': ('--config.model.norm=none',),
     'class_maps': ('--config.model.class_maps=relu',),
@@ -42,7 +42,7 @@ FAST = {
     'alternate_flips': ('--config.augment.alternate_flips=False',),
     'label_smoothing': ('--config.augment.label_smoothing=0.0',),
     'schedule': ('--config.optim.schedule=drops', '--config.optim.drops=77% 88%'),
-    # Nesterov momentum with the learning rates of SGD; Muon's do not transfer.
+    # Nesterov momentum with the same learning rate for all layers; Muon's rates do not transfer.
     'rule': (
         '--config.optim.rule=nesterov',
         '--config.optim.bias_lr=1.0',
@@ -50,6 +50,7 @@ FAST = {
     ),
     'image_sizes': ('--config.train.image_sizes=',),
     'freeze': ('--config.train.freeze=',),
+    # A fifth as many steps. The paper's 128 is not a multiple of train.microbatch.
     'batch_size': ('--config.train.batch_size=500',),
 }
 SWITCHES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -65,7 +66,7 @@ HEAD = """# Ablation of `{recipe}`
 
 Made by `{command}`; do not edit.
 
-Every run is the recipe with the keys of one ingredient reverted, for the same number of epochs.
+Every run is the recipe with the keys of one ingredient changed, for the same number of epochs.
 Top-1 error after the last step, on {origin}.
 Differences are from the whole recipe, in percentage points, over common seeds; with several seeds,
 with their 95 % interval. PFLOP are those of one run.
@@ -76,8 +77,11 @@ with their 95 % interval. PFLOP are those of one run.
 def runs_of(recipe: str) -> dict[str, tuple[str, ...]]:
     """Returns config and flags, by name, of the paper's run, the recipe and each ablation."""
     config = f'{CIFAR10}:{recipe}'
+    # The paper's learning rate drops at 200 and 230 of its 260 epochs.
+    duration = cli.load_config(config).train.duration
+    shortened = (f'--config.train.duration={duration}', '--config.optim.drops=77% 88%')
     switched = {name: (config, *flags) for name, flags in SWITCHES[recipe].items()}
-    return {'paper': (CIFAR10,), recipe: (config,)} | switched
+    return {'paper': (CIFAR10, *shortened), recipe: (config,)} | switched
 
 
 def main(argv: list[str]) -> int:
@@ -90,7 +94,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--recipe', choices=SWITCHES, default='fast', help='recipe to ablate')
     parser.add_argument('--only', default='', help='comma-separated names of runs; default: all')
     parser.add_argument('--out', type=pathlib.Path, help='default: WORKDIR/ablation.md')
-    args, others = parser.parse_known_args(argv)
+    args, words = parser.parse_known_args(argv)
+    others = cli.flags_of_runs(words)
     runs = runs_of(args.recipe)
     names = args.only.split(',') if args.only else list(runs)
     for name in names:
@@ -135,12 +140,12 @@ def page(
     """
     finished = {name: finished_seeds(workdir / name) for name in runs}
     baseline = errors(finished.get(recipe, []))
-    rows = [('run', 'reverted', 'PFLOP', 'top-1 error', 'difference'), ('---',) * 5]
+    rows = [('run', 'changed keys', 'PFLOP', 'top-1 error', 'difference'), ('---',) * 5]
     for name, (config, *back) in runs.items():
         found = errors(finished[name])
-        reverted = ', '.join(f'`{flag.removeprefix("--config.")}`' for flag in back)
+        changed = ', '.join(f'`{flag.removeprefix("--config.")}`' for flag in back)
         change = '' if name == recipe else paired_difference(found, baseline)
-        rows.append((name, reverted, petaflops(config, [*back, *flags]), error(found), change))
+        rows.append((name, changed, petaflops(config, [*back, *flags]), error(found), change))
     table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
     records = [record for seeds_of_run in finished.values() for record in seeds_of_run]
     head = HEAD.format(recipe=f'{CIFAR10}:{recipe}', command=command, origin=origin(records))
@@ -169,7 +174,7 @@ def petaflops(config: str, flags: list[str]) -> str:
     """Returns the floating-point operations of one run in units of 1e15."""
     from launch.cost import training_cost  # slow import, after the runs
 
-    return f'{training_cost(config, flags)[1] / 1e15:.3f}'
+    return f'{training_cost(config, flags).flops / 1e15:.3f}'
 
 
 def origin(records: list[dict]) -> str:
@@ -182,4 +187,4 @@ def origin(records: list[dict]) -> str:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(cli.guarded(main, sys.argv[1:]))

@@ -1,6 +1,7 @@
 """Computes the floating-point operations of a training run, and measures this machine's rate."""
 
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,8 +19,16 @@ from nin_jax.train.step import train_steps
 from nin_jax.train.trainer import make_setup
 
 
-def training_cost(path: str, flags: list[str]) -> tuple[int, float]:
-    """Returns the training images of one run (of any size) and its floating-point operations.
+class Cost(NamedTuple):
+    """Training steps, images (of any size) and floating-point operations of one run."""
+
+    steps: int
+    images: int
+    flops: float
+
+
+def training_cost(path: str, flags: list[str]) -> Cost:
+    """Returns the cost of one run.
 
     Args:
       path: value of the run's --config.
@@ -27,10 +36,10 @@ def training_cost(path: str, flags: list[str]) -> tuple[int, float]:
     """
     config = cli.load_config(path, [flag for flag in flags if flag.startswith('--config.')])
     published = catalog.count(config.data.name, config.data.train)
-    plan = make_plan(config, min(published, config.data.limit or published), on_cpu=True)
+    plan = make_plan(config, min(published, config.data.limit or published), short_calls=True)
     batch_size = config.train.batch_size
     flops = sum(flops_per_image(config, s) * steps * batch_size for s, steps in plan.stage_steps())
-    return plan.total_steps * batch_size, flops
+    return Cost(plan.total_steps, plan.total_steps * batch_size, flops)
 
 
 def flops_per_image(config: ConfigDict, stage: Stage) -> float:
@@ -54,7 +63,7 @@ def measured_flops_per_s(steps: int = 4) -> float:
     use_compilation_cache()
     config = cli.load_config('experiments/configs/cifar10.py:fast')
     images, mesh = steps * config.train.batch_size, make_mesh(1)
-    plan = make_plan(config, images, on_cpu=True)
+    plan = make_plan(config, images, short_calls=True)
     setup, init_state = make_setup(config, plan, mesh, (32, 32, 3), 10)
     pixels = np.random.default_rng(0).normal(size=(images, 32, 32, 3)).astype(np.float32)
     examples, state = Examples(pixels, np.zeros(images, np.int32)), init_state(0)

@@ -80,7 +80,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--workdir', default='runs/reproduce', type=cli.folder)
     parser.add_argument('--only', default='', help='comma-separated names of experiments')
     parser.add_argument('--dry-run', action='store_true', help='print the runs without starting')
-    args, others = parser.parse_known_args(argv)
+    args, words = parser.parse_known_args(argv)
+    others = cli.flags_of_runs(words)
     experiments = {e.name: e for e in PRESETS[args.preset]}
     names = args.only.split(',') if args.only else list(experiments)
     for name in names:
@@ -107,7 +108,7 @@ def write_results(workdir: pathlib.Path) -> None:
     from experiments.report import document, records
 
     folders = sorted(path.parent for path in workdir.glob('*/seed*/summary.json'))
-    done = [folder for folder in folders if state_of(folder) == 'done']
+    done = [folder for folder in folders if state_of(folder)[0] == 'done']
     if done:
         runs = [run for folder in done for run in records.load(folder)]
         document.write(runs, [f'{workdir}/*/seed*'], workdir / 'RESULTS.md')
@@ -118,15 +119,14 @@ def print_plan(chosen: list[Experiment], workdir: pathlib.Path, flags: list[str]
     """Prints every run with its images, PFLOP and estimated time; returns the exit status."""
     from launch.cost import measured_flops_per_s, training_cost  # slow import, after the checks
 
+    costs = [training_cost(e.path, [*e.flags, *flags]) for e in chosen]
     flops_per_s = measured_flops_per_s()
     print(f'{"run":28}{"images":>12}{"PFLOP":>8}{"time":>12}  state')
     total = 0.0
-    for e in chosen:
-        images, flops = training_cost(e.path, [*e.flags, *flags])
+    for e, (steps, images, flops) in zip(chosen, costs, strict=True):
         for seed in range(e.seeds):
-            folder = workdir / e.name / f'seed{seed}'
-            state = state_of(folder)
-            total += 0.0 if state == 'done' else flops
+            state, step = state_of(workdir / e.name / f'seed{seed}')
+            total += 0.0 if state == 'done' else flops * (1 - step / steps)
             took = clock(flops / flops_per_s)
             print(f'{f"{e.name}/seed{seed}":28}{images:>12,}{flops / 1e15:8.2f}{took:>12}  {state}')
     print(
@@ -136,14 +136,16 @@ def print_plan(chosen: list[Experiment], workdir: pathlib.Path, flags: list[str]
     return 0
 
 
-def state_of(folder: pathlib.Path) -> str:
-    """Returns 'new', the run's final status, or the step of its newest checkpoint."""
+def state_of(folder: pathlib.Path) -> tuple[str, int]:
+    """Returns 'new', 'done', 'diverged' or 'at step N', and the newest checkpoint's step."""
     from nin_jax.files import read_json
 
-    if (folder / 'summary.json').exists():
-        return read_json(folder / 'summary.json')['status']
-    checkpoints = [p.name for p in folder.glob('checkpoints/*') if p.name.isdecimal()]
-    return f'at step {max(map(int, checkpoints)):,}' if checkpoints else 'new'
+    steps = [int(p.name) for p in folder.glob('checkpoints/*') if p.name.isdecimal()]
+    newest, path = max(steps, default=0), folder / 'summary.json'
+    status = read_json(path)['status'] if path.exists() else ''
+    if status in ('done', 'diverged'):
+        return status, newest
+    return f'at step {newest:,}' if newest else 'new', newest
 
 
 def clock(seconds: float) -> str:
@@ -154,4 +156,4 @@ def clock(seconds: float) -> str:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(cli.guarded(main, sys.argv[1:]))

@@ -11,12 +11,13 @@ from nin_jax.config import validate
 from nin_jax.data import catalog, preprocess
 from nin_jax.data.pipeline import fit_preprocess, load_data
 from nin_jax.devices import use_compilation_cache
-from nin_jax.errors import CheckpointError
+from nin_jax.errors import CheckpointError, ConfigError
 from nin_jax.files import read_json
 from nin_jax.models.factory import fc_classes, layer_blocks
 from nin_jax.models.nin import count_parameters
 from nin_jax.models.summary import format_table, layer_table
 from nin_jax.pretrained.release import pretrained_weights
+from nin_jax.pretrained.trained import read_config
 from nin_jax.runs import bucket
 from nin_jax.runs.checkpoint import Checkpoints
 from nin_jax.runs.display import duration, warn
@@ -44,6 +45,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, command: str) -> int:
     """
     with distributed.together():
         validate(config)
+        check_splits(config)
         use_compilation_cache()
     with bucket.opened(workdir) as (folder, publish), open_run(folder, config, publish) as run:
         if run.is_done:
@@ -75,6 +77,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike, command: str) -> int:
         if distributed.is_first():  # only this process has the evaluations
             print(f"{sentence(summary)}  ->  '{workdir}'")
         return EXIT_STATUS[outcome.status]
+
+
+def check_splits(config: ConfigDict) -> None:
+    """Raises ConfigError if a run would be evaluated on images that it is trained on."""
+    train, evaluated = config.data.train, config.data.eval
+    if both := {*catalog.parse_splits(train)} & {*catalog.parse_splits(evaluated)}:
+        raise ConfigError(
+            f'data.eval={evaluated!r}: {both.pop()!r} is trained on, too (data.train={train!r}): '
+            "for validation, set data.train='train' and data.eval='valid'"
+        )
 
 
 def announce(trainer: Trainer, state: TrainState, images: int) -> None:
@@ -109,6 +121,8 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike, step: int | None) -
         fitted = load_preprocess(folder)
         saved = read_json(folder / CONFIG)
         check_same(folder, saved, flat_config(config), only='model.')
+        trained = read_config(saved, folder / CONFIG)  # the state depends on the optimizer
+        config.optim, config.train.ema = trained.optim, trained.train.ema
         trainer = make_trainer(config, load_data(config), fitted)
         keep = config.checkpoint.keep
         with Checkpoints(folder / 'checkpoints', keep, warn, read_only=True) as checkpoints:
@@ -146,10 +160,12 @@ def dry_run(config: ConfigDict) -> int:
             f'{name:16}  {memory.argument_size_in_bytes / 2**20:8,.1f} MiB of arguments  '
             f'{memory.temp_size_in_bytes / 2**20:8,.1f} MiB of temporaries'
         )
+    drops = [step for step in plan.drops if step < plan.total_steps]
+    drops = drops if config.optim.schedule == 'drops' else []
     print(
         f'compiled in {clock.seconds["compile"]:.1f} s; a run makes {plan.total_steps:,} steps '
         f'of {trainer.setup.batch_size} images in calls of {plan.steps_per_call}, drops the '
-        f'learning rate at {", ".join(map(str, plan.drops)) or "no step"}'
+        f'learning rate at {", ".join(map(str, drops)) or "no step"}'
     )
     return 0
 

@@ -133,8 +133,9 @@ def default_config() -> ConfigDict:
     config.train.image_sizes = ''
     # '60%' stops training mlpconv1 at 60 % of the run; a second duration stops mlpconv2, and so on.
     config.train.freeze = ''
-    config.train.microbatch = 0  # images per gradient; 0: 16 on one CPU, else all
-    config.train.steps_per_call = 0  # steps per dispatch; 0: 10 on a CPU, else an epoch
+    # Images per gradient; 0: 16 on one CPU without batch normalization, else the whole batch.
+    config.train.microbatch = 0
+    config.train.steps_per_call = 0  # steps per dispatch; 0: 10 on CPUs or streamed, else an epoch
     config.train.ema = 0.0  # decay of the moving average of the weights; 0: none
     config.train.dead_steps = 100  # stop after this many consecutive steps with all logits 0
     config.train.stall_timeout = 1800.0  # seconds without progress until exit status 75; 0: never
@@ -142,7 +143,7 @@ def default_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.every = '1ep'
-    config.eval.batch_size = 0  # 0: 16 on one CPU, 64 on each of several, 512 on others
+    config.eval.batch_size = 0  # 0: 16 on one CPU, 64 for each of several, 512 for other devices
     config.eval.pictures = 0  # test images shown in TensorBoard with their class maps
     config.eval.tta = 'none'  # average the logits of 'flip', 'shift' or 'flip_shift' views
 
@@ -188,7 +189,7 @@ def smoke(config: ConfigDict) -> None:
 
 
 def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
-    """Returns {'optim.lr': 0.1, ...}, in the order of the config."""
+    """Returns {'optim.lr': 0.1, ...}."""
     flat = {}
     for key in config:
         value = config[key]
@@ -218,6 +219,19 @@ def unflatten(flat: dict) -> ConfigDict:
         raise KeyError('model.blocks')
     config.model.blocks = ConfigDict({name: block(**row) for name, row in blocks.items()})
     return config
+
+
+# Keys that do not change the result of a run.
+FREE_TO_CHANGE = (
+    'devices',
+    'data.dir',
+    'data.residency',
+    'checkpoint.',
+    'eval.batch_size',
+    'eval.pictures',
+    'train.restarts',
+    'train.stall_timeout',
+)
 
 
 # ---- checks ---------------------------------------------------------------------------------
@@ -288,12 +302,27 @@ def validate(config: ConfigDict) -> None:
             f"{sizes}: model.head='fc' takes images of one size, "
             "choose model.head='gap' or train.image_sizes=''"
         )
+    if config.model.head == 'fc' and config.eval.pictures:
+        raise ConfigError(
+            f"eval.pictures={config.eval.pictures}: with model.head='fc' there are no class maps, "
+            "choose eval.pictures=0 or model.head='gap'"
+        )
+    names = list(config.model.blocks)  # a ConfigDict sorts its keys
+    if names != [f'mlpconv{i}' for i in range(1, len(names) + 1)]:
+        raise ConfigError(
+            f'model.blocks={", ".join(names)}: name them mlpconv1, mlpconv2, ... up to mlpconv9'
+        )
     for name, row in config.model.blocks.items():
         _validate_block(f'model.blocks.{name}', row)
         if row.local and config.model.norm == 'batch':
             raise ConfigError(
                 f'model.blocks.{name}.local=True: local filters have no batch normalization, '
                 "choose model.norm='none'"
+            )
+        if row.local and config.train.image_sizes:
+            raise ConfigError(
+                f'{sizes}: model.blocks.{name}.local=True takes images of one size, '
+                "choose train.image_sizes=''"
             )
 
 

@@ -23,14 +23,7 @@ def make_mesh(devices: int) -> jax.sharding.Mesh:
       ConfigError: there are fewer, or several processes do not use all of theirs.
       UserError: JAX_PLATFORMS names devices that this machine does not have.
     """
-    try:
-        available = jax.devices()
-    except (RuntimeError, AssertionError) as e:  # the latter for a platform that is not there
-        reason = str(e).split('. ')[0] or 'this machine has no such device'
-        raise UserError(
-            f'JAX cannot use JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r} ({reason}): '
-            'set it to cpu, or unset it'
-        ) from e
+    available = visible_devices()
     if devices not in (0, len(available)) and distributed.several():
         raise ConfigError(
             f'devices={devices}: several processes use all of their {len(available)} devices: '
@@ -42,6 +35,28 @@ def make_mesh(devices: int) -> jax.sharding.Mesh:
             f'({available[0].device_kind}), choose that or less, or 0 for all'
         )
     return mesh_of(available[: devices or len(available)])
+
+
+def local_mesh() -> jax.sharding.Mesh:
+    """Makes a mesh of this process's first device, also among several processes."""
+    visible_devices()
+    return mesh_of(jax.local_devices()[:1])
+
+
+def visible_devices() -> list[Any]:
+    """Returns the devices of all processes.
+
+    Raises:
+      UserError: JAX_PLATFORMS names devices that this machine does not have.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as e:  # the latter for a platform that is not there
+        reason = str(e).split('. ')[0] or 'this machine has no such device'
+        raise UserError(
+            f'JAX cannot use JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r} ({reason}): '
+            'set it to cpu, or unset it'
+        ) from e
 
 
 def mesh_of(devices: list[Any]) -> jax.sharding.Mesh:

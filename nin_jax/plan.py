@@ -89,8 +89,14 @@ class Plan:
         return end // every > start // every or end == self.total_steps
 
 
-def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
+def make_plan(config: ConfigDict, num_examples: int, short_calls: bool) -> Plan:
     """Converts durations to steps for a training split of `num_examples` images.
+
+    Args:
+      config: a valid config.
+      num_examples: images of the training split.
+      short_calls: whether `train.steps_per_call=0` is 10 steps, as on CPUs and for streams, and not
+        an epoch.
 
     Raises:
       ConfigError: a duration is invalid, or a batch is larger than the training split.
@@ -119,7 +125,9 @@ def make_plan(config: ConfigDict, num_examples: int, on_cpu: bool) -> Plan:
             f'optim.warmup={config.optim.warmup!r}: {warmup} steps, but the run has only {total}'
         )
     # A call has the permutations of two epochs, so its length is at most an epoch.
-    call = min(config.train.steps_per_call or (10 if on_cpu else int(epoch)), int(epoch), total)
+    call = min(
+        config.train.steps_per_call or (10 if short_calls else int(epoch)), int(epoch), total
+    )
     return Plan(
         total_steps=total,
         steps_per_epoch=epoch,

@@ -176,6 +176,8 @@ VALUES = [
         ('data.eval', 'tset', "'tset'", "'test'"),
         ('data.eval', 'test+test', "'test+test'"),
         ('data.train', '', "''"),
+        ('data.eval', 'valid', "data.eval='valid'", "data.train='train'"),
+        ('train.image_sizes', '32@50%', 'train.image_sizes', '28x28'),
     )
 ] + [
     main(
@@ -187,6 +189,7 @@ VALUES = [
     for flag, *names in (
         ('--config.preprocess.recipe=gcn_zca', "recipe='gcn_zca'", "'patch_zca'"),
         ('--config.model.head=fc', "model.head='fc'", "'gap'"),
+        ('--config.model.blocks.mlpconv1.local=True', 'mlpconv1.local=True'),
     )
 ]
 DATA = [

@@ -7,8 +7,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from nin_jax import commands
-from nin_jax.config import default_config, flatten, only_one, smoke, validate, variants
+from nin_jax import config as config_module
+from nin_jax.config import block, default_config, flatten, only_one, smoke, validate, variants
+from nin_jax.data import augment
 from nin_jax.errors import ConfigError
+from nin_jax.models import nin
 from nin_jax.plan import make_plan
 from nin_jax.runs import summary, workdir
 from tests.helpers import PAGES, ROOT, load_page, tiny_config
@@ -24,20 +27,40 @@ VARIANTS = {
     'imagenet': [],
 }
 ONE_AT_A_TIME = ('ablations', 'hinton')
+OF_FAST = {'dropout', 'plain', 'one_size'}
 PAGE_ARGS = [
     (page, ','.join(arg))
     for page in PAGES
     for n in range(len(VARIANTS[page]) + 2)
     for arg in itertools.combinations([*VARIANTS[page], 'smoke'], n)
     if page not in ONE_AT_A_TIME or len({*arg} - {'smoke', 'fast'}) < 2
+    if 'fast' in arg or not OF_FAST & {*arg}
 ]
+
+
+@pytest.mark.parametrize('arm', OF_FAST)
+def test_an_arm_that_would_be_the_papers_run_is_refused(arm):
+    with pytest.raises(ConfigError, match=f':{arm},fast'):
+        load_page('ablations', arm)
+
+
+def test_choices_are_those_that_are_built():
+    assert {*config_module.POOLS} == {*nin.POOLS}
+    assert {*config_module.CHOICES['eval.tta']} == {*augment.VIEWS}
+
+
+def test_blocks_are_named_in_their_order():
+    config = tiny_config()
+    config.model.blocks = ConfigDict({'stem': block((8,), 5), 'body': block((10,), 3)})
+    with pytest.raises(ConfigError, match=r'model\.blocks=body, stem: '):
+        validate(config)
 
 
 @pytest.mark.parametrize(('page', 'arg'), PAGE_ARGS)
 def test_every_page_with_every_variant_is_valid(page, arg):
     config = load_page(page, arg)
     validate(config)
-    assert make_plan(config, 50_000, on_cpu=True).total_steps == (
+    assert make_plan(config, 50_000, short_calls=True).total_steps == (
         4
         if 'smoke' in arg
         else 450_000
@@ -122,10 +145,10 @@ def test_the_recorder_notices_a_dead_key(tmp_path, monkeypatch):
 
 def test_batch_size_moves_everything_that_hangs_on_it():
     config = default_config()
-    plan = make_plan(config, 50_000, on_cpu=False)
+    plan = make_plan(config, 50_000, short_calls=False)
     assert (plan.total_steps, plan.drops, plan.steps_per_call) == (101_562, (78_125, 89_844), 390)
     config.train.batch_size = 256
-    plan = make_plan(config, 50_000, on_cpu=False)
+    plan = make_plan(config, 50_000, short_calls=False)
     assert (plan.total_steps, plan.drops, plan.steps_per_call) == (50_781, (39_062, 44_922), 195)
 
 
@@ -144,14 +167,14 @@ def test_batch_size_moves_everything_that_hangs_on_it():
 def test_durations(duration, steps):
     config = default_config()
     config.train.batch_size, config.train.duration = 10, duration
-    assert make_plan(config, 1000, on_cpu=True).total_steps == steps
+    assert make_plan(config, 1000, short_calls=True).total_steps == steps
 
 
 def test_percent_is_of_the_training_duration():
     config = default_config()
     config.train.batch_size, config.train.duration = 10, '200steps'
     config.optim.drops, config.eval.every = '50% 75%', '10%'
-    plan = make_plan(config, 1000, on_cpu=True)
+    plan = make_plan(config, 1000, short_calls=True)
     assert (plan.drops, plan.eval_every) == ((100, 150), 20)
 
 
@@ -160,7 +183,7 @@ def test_what_is_due_happens_once_a_period_and_at_the_end(steps_per_call):
     config = default_config()
     config.train.batch_size, config.train.duration = 10, '205steps'
     config.train.steps_per_call, config.eval.every = steps_per_call, '20steps'
-    plan = make_plan(config, 1000, on_cpu=True)
+    plan = make_plan(config, 1000, short_calls=True)
     ends = [*range(steps_per_call, 205, steps_per_call), 205]
     starts = [0, *ends]
     due = [e for s, e in zip(starts, ends, strict=False) if plan.is_due(s, e, plan.eval_every)]
@@ -248,7 +271,7 @@ def test_durations_that_cannot_be(key, value, words):
     config = default_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match='^' + re.escape(f'{key}={value!r}: ')) as e:
-        make_plan(config, 1000, on_cpu=True)
+        make_plan(config, 1000, short_calls=True)
     assert str(e.value).endswith(words)
 
 

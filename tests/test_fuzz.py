@@ -86,7 +86,7 @@ def test_any_duration_is_whole_steps_or_a_sentence(train, every, drops):
     config = default_config()
     config.train.duration, config.eval.every, config.optim.drops = train, every, drops
     try:
-        plan = make_plan(config, 1000, on_cpu=True)
+        plan = make_plan(config, 1000, short_calls=True)
     except ConfigError as e:
         one_line(e)
         return
@@ -109,7 +109,7 @@ def test_any_override_is_parsed_or_a_sentence(overrides, variant, monkeypatch, c
     try:
         cli.parse(words)
         validate(holder.value)
-        make_plan(holder.value, 1000, on_cpu=True)
+        make_plan(holder.value, 1000, short_calls=True)
     except UserError as e:
         one_line(e)
     except SystemExit as e:

@@ -35,14 +35,18 @@ from ml_collections import ConfigDict
 
 from experiments.configs._fast import fast
 from nin_jax.config import default_config, only_one, smoke, variants
+from nin_jax.errors import ConfigError
 
 ARMS = ('fc', 'fc_dropout', 'linear', 'maxout', 'dropout', 'plain', 'one_size')
 ONE_SIZE = {'fc', 'fc_dropout', 'one_size'}
+OF_FAST = {'dropout', 'plain', 'one_size'}  # change nothing in the paper's run
 
 
 def get_config(arg: str = '') -> ConfigDict:
     chosen = variants(arg, *ARMS, 'fast')
     arm = only_one(chosen & set(ARMS))
+    if arm in OF_FAST and 'fast' not in chosen:
+        raise ConfigError(f"variant ':{arm}' compares with the fast recipe: write ':{arm},fast'")
     config = default_config()
     if 'fast' in chosen:
         fast(config)

@@ -43,9 +43,9 @@ def figure3_differences(groups: list[Group]) -> str:
     rows = ''
     for g in in_figure3(groups):
         for run in g.runs:
-            # An epoch is not a whole number of batches, so evaluations come slightly late.
-            ours = {round(row[0]): row for row in run['epochs'] if abs(row[0] % 1) < 0.3}
-            for part, column in (('training', 2), ('test', 4)):
+            # An epoch is not a whole number of batches, and evaluations are between calls.
+            ours = {round(e): row for e, *row in run['epochs'] if abs(e - round(e)) < 0.35}
+            for part, column in (('training', 1), ('test', 3)):
                 paper = FIGURE3[f'{part}, {FIGURE3_CONFIGS[g.config or ""]}']
                 pairs = [
                     f'{epoch}: {100 * (ours[epoch][column] - error):+.1f}'

@@ -10,7 +10,7 @@ import re
 import statistics
 
 from experiments.report.records import RunError
-from nin_jax.config import default_config, flatten
+from nin_jax.config import FREE_TO_CHANGE, default_config, flatten
 
 # Keys that identify the experiment, except those in TRAINING and the initialization.
 IDENTITY = ('data.', 'preprocess.', 'augment.', 'model.', 'init.')
@@ -31,17 +31,7 @@ TRAINING = (
 
 
 # Keys that do not change the result, or that the report states separately.
-IRRELEVANT = (
-    'seed',
-    'devices',
-    'data.dir',
-    'data.residency',
-    'checkpoint.',
-    'eval.every',
-    'eval.batch_size',
-    'train.steps_per_call',
-    'train.microbatch',
-)
+IRRELEVANT = (*FREE_TO_CHANGE, 'seed', 'eval.every', 'train.steps_per_call', 'train.microbatch')
 
 
 def differences(config: dict, reference: dict) -> dict[str, object]:
@@ -96,7 +86,13 @@ class Group:
     def is_short(self) -> bool:
         """Whether the runs used less than the config's whole schedule or data so far."""
         few_images = bool(self.changes.get('data.limit'))
-        return few_images or self.runs[0]['epoch'] < 0.99 * self.full_epochs
+        return few_images or bool(self.preempted) or self.runs[0]['epoch'] < 0.99 * self.full_epochs
+
+    @property
+    def preempted(self) -> float:
+        """Epoch of the last evaluation of preempted runs; 0 for finished runs."""
+        run = self.runs[0]
+        return run['epoch'] if run['status'] == 'preempted' else 0.0
 
     @property
     def error(self) -> str:
@@ -108,9 +104,10 @@ class Group:
 
     @property
     def length(self) -> str:
-        """'260 epochs', or '4 of 260 epochs'."""
+        """'260 epochs', '4 of 260 epochs', or '4 of 260 epochs, preempted'."""
         epoch = f'{self.runs[0]["epoch"]:.3g}'
-        return epoch + (f' of {self.full_epochs:g}' if self.is_short else '') + ' epochs'
+        whole = f' of {self.full_epochs:g}' if self.is_short and self.config else ''
+        return f'{epoch}{whole} epochs' + (', preempted' if self.preempted else '')
 
 
 def by_hardware(runs: list[dict]) -> list[list[dict]]:
@@ -164,10 +161,9 @@ def group(runs: list[dict], configs: dict[str, dict]) -> list[Group]:
     for run in sorted(runs, key=lambda r: (r['name'].rstrip('0123456789'), r['seed'])):
         name = config_of(run['config'], configs)
         changes = differences(run['config'], configs[name] if name else {})
-        if run['status'] == 'preempted':  # never with finished runs
-            changes['preempted after epoch'] = round(run['epoch'], 2)
         full = float(configs[name]['train.duration'].removesuffix('ep')) if name else run['epoch']
-        key = json.dumps([name, changes, run['device']])
+        unfinished = run['epoch'] if run['status'] == 'preempted' else 0
+        key = json.dumps([name, changes, run['device'], unfinished])
         part = parts.setdefault(key, Group(name, changes, full, []))
         if twin := next((r for r in part.runs if r['seed'] == run['seed']), None):
             raise RunError(f'{twin["name"]}, {run["name"]} are the same run twice: leave one out')
@@ -189,7 +185,7 @@ def merge(parts: list[Group]) -> list[Group]:
 
 def can_join(a: Group, b: Group) -> bool:
     seeds = {run['seed'] for run in a.runs}
-    same_experiment = (a.config, a.changes) == (b.config, b.changes)
+    same_experiment = (a.config, a.changes, a.preempted) == (b.config, b.changes, b.preempted)
     return same_experiment and seeds.isdisjoint(run['seed'] for run in b.runs)
 
 

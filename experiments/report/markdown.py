@@ -93,7 +93,7 @@ def difference(row: Row, table: Table, groups: list[Group]) -> str:
         name: {
             run['seed']: 100 * run['final_error']
             for g in groups
-            if g.config == name and not g.is_short
+            if g.config == name and not g.is_short and not g.changes
             for run in g.runs
         }
         for name in (row.config, table.baseline)

@@ -37,7 +37,7 @@ def load(path: pathlib.Path) -> list[dict]:
 
 def check(run: dict, path: pathlib.Path) -> dict:
     """Returns the run; raises RunError unless it is done, or preempted after an evaluation."""
-    if not {'status', 'config', 'final_error', 'epoch'} <= set(run):
+    if not {'name', 'seed', 'status', 'config', 'final_error', 'epoch', 'device'} <= set(run):
         raise RunError(f"'{path}' is not the record of a run: leave it out")
     if run['status'] not in ('done', 'preempted') or run['final_error'] is None:
         raise RunError(
@@ -58,8 +58,8 @@ def from_workdir(folder: pathlib.Path) -> dict:
     rows = epochs(metrics(folder, run)) if run.get('status') in ('done', 'preempted') else []
     if run.get('status') == 'preempted' and rows:
         run |= {'epoch': rows[-1][0], 'final_error': rows[-1][4]}
-    check(run, folder)
     run['name'] = run_name(folder)
+    check(run, folder)
     run['config']['data.dir'] = ''  # specific to this machine
     run['command'] = shlex.join(
         re.sub('^--workdir=/.*', f'--workdir=runs/{run["name"]}', word)
@@ -74,6 +74,11 @@ def metrics(folder: pathlib.Path, run: dict) -> list[dict]:
     path = folder / 'metrics.jsonl'
     try:
         if run.pop('metrics_sha256', None) not in (None, file_sha256(path)):
+            if run['status'] == 'preempted':
+                raise RunError(
+                    f"the run in '{folder}' has gone on since it was preempted: wait for its end, "
+                    'or run its command again'
+                )
             raise ValueError('its SHA-256 does not match')
         lines = [json.loads(line) for line in path.open()]
     except (OSError, ValueError) as e:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from launch.cost import flops_per_image
 from launch.preflight.chips import TPUS, Chip, measured_chip, tpu_slice
 from launch.preflight.gpus import GPUS, Launches, dump_options, gpu_hosts, step_launches
 from launch.preflight.hlo import step_costs, step_cycles, step_products
@@ -28,7 +29,7 @@ from nin_jax.devices import is_cpu, make_mesh
 from nin_jax.errors import UserError
 from nin_jax.models.factory import fc_classes, layer_blocks
 from nin_jax.models.summary import layer_table
-from nin_jax.plan import Plan, make_plan
+from nin_jax.plan import Plan, Stage, make_plan
 from nin_jax.train.step import Setup, TrainState, train_steps
 from nin_jax.train.trainer import make_setup
 
@@ -40,6 +41,7 @@ class Report:
     Attributes:
       topology, kind, chips, batch_size: the target of the compilation.
       plan: the run's steps.
+      whole_steps: steps on whole images, with nothing frozen, of as many FLOPs as the run.
       arguments, outputs, temporaries, code: bytes of the training program. Outputs that alias
         arguments are not counted.
       test_images: bytes of the test images, which stay in memory.
@@ -61,6 +63,7 @@ class Report:
     chips: int
     batch_size: int
     plan: Plan
+    whole_steps: float
     arguments: int
     outputs: int
     temporaries: int
@@ -151,6 +154,7 @@ def report(config: ConfigDict, topology: str) -> Report:
         chips=mesh.size,
         batch_size=config.train.batch_size,
         plan=plan,
+        whole_steps=whole_steps(config, plan),
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -194,6 +198,12 @@ def target(topology: str, devices: int) -> tuple[Mesh, Chip]:
         f'the shape of its slice, such as v5e:4x4; known GPUs: {", ".join(GPUS)}; known TPUs: '
         + ', '.join(TPUS)
     )
+
+
+def whole_steps(config: ConfigDict, plan: Plan) -> float:
+    """Returns the steps on whole images, with nothing frozen, of as many FLOPs as the run."""
+    flops = sum(flops_per_image(config, stage) * steps for stage, steps in plan.stage_steps())
+    return flops / flops_per_image(config, Stage())
 
 
 def count(config: ConfigDict, splits: str) -> int:

@@ -94,7 +94,7 @@ def step_costs(hlo: str, num_steps: int, pieces: int = 1) -> tuple[int, dict[str
         if kind in COLLECTIVES:
             n, total = collectives.get(kind, (0, 0))
             moved = shape_bytes(result_shape(computation[name].shape, operation))
-            collectives[kind] = (n + 1, total + moved)
+            collectives[kind] = (n + times, total + times * moved)
         if operation == 'copy-start':  # its result names the source as well
             traffic += times * written
             continue

@@ -135,7 +135,7 @@ def launches_of(r: Report) -> str:
 
 def run_of(r: Report) -> tuple[float, float]:
     """Returns the seconds and the chip-hours of the run."""
-    seconds = r.plan.total_steps * r.step_s
+    seconds = r.whole_steps * r.step_s
     return seconds, r.chips * seconds / 3600
 
 

@@ -174,18 +174,18 @@ def place_split(
     return Resident(distributed.place(Examples(arrays.images, arrays.labels), replicated(mesh)))
 
 
-def resize_source(source: Source, side: int) -> Source:
-    """Resizes all images to `side` x `side` pixels (bilinear, with antialiasing).
-
-    Raises:
-      ConfigError: the images are streamed from disk, or smaller than that.
-    """
+def check_side(source: Source, side: int) -> None:
+    """Raises ConfigError if images are streamed from disk, or smaller than `side` pixels."""
     if not source.in_memory or side > min(source.image_shape[:2]):
         size = 'x'.join(map(str, source.image_shape[:2]))
         raise ConfigError(
             f'train.image_sizes: cannot scale images of {size} to {side}: name fewer pixels, and '
             'a dataset that fits in memory'
         )
+
+
+def resize_source(source: Source, side: int) -> Source:
+    """Resizes all images to `side` x `side` pixels (bilinear, with antialiasing)."""
 
     @jax.jit
     def shrink(images_BHWC: jax.Array) -> jax.Array:

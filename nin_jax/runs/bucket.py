@@ -30,7 +30,9 @@ PACKAGES = {'gs': 'gcsfs', 's3': 's3fs'}
 STATE = 'bucket.json'
 FETCHED = ('config.json', 'preprocess.npz', 'metrics.jsonl', 'summary.json')
 # Words in the errors of the stores' clients that no rerun cures.
-MISTAKES = re.compile('credential|denied|forbidden|401|403|permission|not ?found|no ?such', re.I)
+MISTAKES = re.compile(
+    r'credential|denied|forbidden|\b40[13]\b|permission|not ?found|no ?such', re.IGNORECASE
+)
 
 
 def check_url(workdir: str) -> None:
@@ -164,7 +166,8 @@ class Bucket:
             raise
         except Exception as e:
             text = f'{type(e).__name__}: {one_line(e)}'
-            if MISTAKES.search(text):
+            # A name may contain such a word by chance.
+            if MISTAKES.search(re.sub(rf'\S*{re.escape(self._root)}\S*|\w+://\S+', '', text)):
                 raise UserError(
                     f"'{self.url}' cannot be used ({text}): check the bucket's name, and your "
                     'credentials and permissions'

@@ -193,6 +193,7 @@ class Checkpoints:
                 + (', '.join(map(str, reversed(steps))) or 'none')
             )
         sys.unraisablehook = drop_abandoned_read
+        damaged: list[int] = []  # stay in place if none can be read, which may have other reasons
         for candidate in steps if step is None else [step]:
             reason = ''
             try:
@@ -201,16 +202,18 @@ class Checkpoints:
                 reason = one_line(e)
             reason = next(filter(None, distributed.gather(reason)), '')
             if not reason:
+                with distributed.together():
+                    for bad in damaged:
+                        self._set_aside(bad)
+                if damaged and not self._read_only:
+                    self._manager.reload()
                 return jax.tree.map(
                     lambda x, like: distributed.place(x, like.sharding), state, template
                 ), meta
             if step is not None:
                 raise CheckpointError(f'checkpoint {step} is damaged ({reason})')
             self._warn(f'checkpoint {candidate} is damaged ({reason}); trying the previous one')
-            with distributed.together():
-                self._set_aside(candidate)
-            if not self._read_only:
-                self._manager.reload()
+            damaged.append(candidate)
         if steps:
             raise CheckpointError(
                 f"no checkpoint in '{self._folder}' can be read: restore the folder from a copy, "

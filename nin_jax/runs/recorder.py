@@ -130,7 +130,8 @@ class Recorder:
     def start_over(self, attempt: int, state: Any) -> None:
         """Restarts at step 0 with new weights; deletes earlier checkpoints."""
         self._checkpoints.clear()
-        self._save(0, state, {'metrics': self._metrics.sync()}, error=None)
+        known = {'seconds': dict(self.clock.seconds), 'metrics': self._metrics.sync()}
+        self._save(0, state, known, error=None)
         self._metrics.start_over(attempt)
 
     def _save(self, step: int, state: Any, known: dict, error: float | None) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from ml_collections import ConfigDict
 
 from nin_jax import distributed
-from nin_jax.config import block, default_config, flatten
+from nin_jax.config import FREE_TO_CHANGE, block, default_config, flatten
 from nin_jax.data import preprocess
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.errors import CheckpointError, UserError
@@ -99,7 +99,7 @@ def open_run(
                 is_done = _is_done(path, flat)
         try:
             yield RunDir(path, flat, distributed.anyone(is_done), publish)
-        except UserError:
+        except Exception:
             if distributed.is_first() and not has_started(path):
                 forget(path)
             raise
@@ -107,7 +107,8 @@ def open_run(
 
 def has_started(path: pathlib.Path) -> bool:
     """Whether the folder contains metrics or checkpoints of a run."""
-    return (path / 'metrics.jsonl').exists() or any(path.glob('checkpoints/*'))
+    metrics = path / 'metrics.jsonl'
+    return (metrics.exists() and metrics.stat().st_size > 0) or any(path.glob('checkpoints/*'))
 
 
 def forget(path: pathlib.Path) -> None:
@@ -183,17 +184,6 @@ def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -
             + (f' (and {len(different) - 1} more keys)' if len(different) > 1 else '')
             + ': repeat its settings, or name another --workdir'
         )
-
-
-# Keys that do not change the result of a run.
-FREE_TO_CHANGE = (
-    'devices',
-    'data.dir',
-    'data.residency',
-    'checkpoint.',
-    'eval.batch_size',
-    'train.stall_timeout',
-)
 
 
 def differences(one: dict, other: dict) -> dict[str, tuple[object, object]]:

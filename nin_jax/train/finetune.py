@@ -8,10 +8,11 @@ The running averages of batch normalization are still updated in frozen layers.
 """
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from nin_jax import distributed
 from nin_jax.errors import ConfigError
 from nin_jax.models.features import layer_names, leaf_name
 from nin_jax.train.step import TrainState
@@ -57,7 +58,7 @@ def take_over(
                 f'init.weights={source!r} has {name} of shape {trained[path].shape}, this '
                 f'network of {leaf.shape}: repeat its model.blocks, on images of as many channels'
             )
-        return jax.device_put(jnp.asarray(trained[path]), leaf.sharding)
+        return distributed.place(np.asarray(trained[path]), leaf.sharding)
 
     params = jax.tree_util.tree_map_with_path(take, fresh.params)
     stats = jax.tree_util.tree_map_with_path(take, fresh.stats)

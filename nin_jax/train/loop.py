@@ -116,6 +116,7 @@ class Calls:
         self._attempt, self._state_shapes = int(state.attempt), shapes(state)
         self._side: int | None = None
         self._feed: Callable[[int], Examples | Batches] | None = None
+        self.program = functools.cache(self._compile)
 
     def __call__(self, start: int, end: int) -> tuple[jax.stages.Compiled, Examples | Batches]:
         """Returns program and batches for the steps from `start` to `end`, of one stage."""
@@ -128,8 +129,7 @@ class Calls:
             batches = self._feed(end - start)
         return self.program(end - start, stage), batches
 
-    @functools.cache  # noqa: B019 - lives as long as the attempt
-    def program(self, num_steps: int, stage: Stage) -> jax.stages.Compiled:
+    def _compile(self, num_steps: int, stage: Stage) -> jax.stages.Compiled:
         """Compiles `num_steps` steps of a stage."""
         batches = self._trainer.train(stage.side).feed_shapes(num_steps)
         with self._clock('compile'):

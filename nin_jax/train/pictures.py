@@ -9,6 +9,7 @@ from PIL import Image
 
 from nin_jax.data.batches import Examples
 from nin_jax.data.preprocess import Preprocess
+from nin_jax.devices import replicated
 from nin_jax.models.nin import apply
 from nin_jax.train.step import Setup, take_batch
 from nin_jax.train.trainer import Trainer
@@ -48,7 +49,8 @@ def predicted_maps(
     x_BHWC, _ = take_batch(examples, padded_B, preprocess, setup.mesh)
     logits_BK, maps_BHWK = apply(setup.model, weights, x_BHWC)
     predicted_B = jnp.argmax(logits_BK, axis=-1)
-    return jnp.take_along_axis(maps_BHWK, predicted_B[:, None, None, None], axis=-1)[:count, ..., 0]
+    maps_BHW1 = jnp.take_along_axis(maps_BHWK, predicted_B[:, None, None, None], axis=-1)
+    return jax.lax.with_sharding_constraint(maps_BHW1[:count, ..., 0], replicated(setup.mesh))
 
 
 def tile(x_HWC: np.ndarray) -> np.ndarray:

@@ -14,9 +14,16 @@ from nin_jax import distributed
 from nin_jax.data.augment import Augment
 from nin_jax.data.batches import DeviceSplit
 from nin_jax.data.catalog import Dataset
-from nin_jax.data.pipeline import Data, is_streamed, place_split, resize_source
+from nin_jax.data.pipeline import Data, check_side, is_streamed, place_split, resize_source
 from nin_jax.data.preprocess import Preprocess
-from nin_jax.devices import is_cpu, is_one_cpu, keep_freed_memory, make_mesh, replicated
+from nin_jax.devices import (
+    is_cpu,
+    is_one_cpu,
+    keep_freed_memory,
+    local_mesh,
+    make_mesh,
+    replicated,
+)
 from nin_jax.errors import ConfigError
 from nin_jax.models.factory import abstract_model, join, make_model, split_weights
 from nin_jax.plan import Plan, make_plan
@@ -85,6 +92,8 @@ def make_trainer(
         keep_freed_memory()
     streamed = is_streamed(config, mesh, data)
     plan = make_plan(config, len(data.train), streamed or is_cpu(mesh))
+    for _, side in plan.image_sizes:
+        check_side(data.train, side)
     setup, init_state = make_setup(config, plan, mesh, data.image_shape, len(data.class_names))
     placed = distributed.place(fitted, replicated(mesh))
     place = functools.partial(
@@ -176,8 +185,8 @@ def state_shapes(config: ConfigDict, dataset: Dataset) -> TrainState:
     They include the state of the optimizer, which a checkpoint's checksum covers. They do not
     depend on the number of images.
     """
-    plan = make_plan(config, sum(dataset.examples.values()), on_cpu=True)
-    mesh = make_mesh(1)
+    plan = make_plan(config, sum(dataset.examples.values()), short_calls=True)
+    mesh = local_mesh()
     _, init_state = make_setup(config, plan, mesh, dataset.image_shape, dataset.num_classes)
     return shapes_on(mesh, init_state)
 

@@ -93,7 +93,7 @@ def test_layers_of_the_page():
     assert 1.09e9 < sum(row.macs for row in table) < 1.11e9
     assert [row.stride for row in table if row.name.startswith('pool')] == [8, 16, 32]
     mesh = make_mesh(1)
-    plan = make_plan(config, 1_281_167, on_cpu=False)
+    plan = make_plan(config, 1_281_167, short_calls=False)
     setup, init_state = make_setup(config, plan, mesh, (224, 224, 3), 1000)
     params = jax.eval_shape(init_state, 0).params
     assert count_parameters(params) == 7_595_176

@@ -15,6 +15,7 @@ import pytest
 from experiments.report import document, figure3, groups, markdown, readme, records
 from experiments.report.paper import FIGURE3, FIGURE3_EPOCHS, OTHERS, TABLES
 from launch import reproduce
+from nin_jax.files import file_sha256
 from tests.helpers import (
     PAGES,
     ROOT,
@@ -23,6 +24,7 @@ from tests.helpers import (
     assert_refused,
     run_main,
     run_module,
+    run_process,
     summary,
 )
 
@@ -218,6 +220,20 @@ def test_every_experiment_of_reproduce_is_a_row_of_a_table(configs):
     assert [f'python -m launch.reproduce --preset={p}' for p in reproduce.PRESETS] == commands
 
 
+@pytest.mark.parametrize('module', ['launch.reproduce', 'launch.ablate'])
+@pytest.mark.parametrize(
+    ('flag', 'words'),
+    [
+        ('--config.optim.lrr=1', ("'optim.lrr'", "'optim.lr'")),
+        ('--config.optim.lr', ("'--config.optim.lr'", '--config.KEY=VALUE')),
+    ],
+)
+def test_flags_of_the_runs_are_checked_first(tmp_path, module, flag, words):
+    ours = ('--preset=cpu', '--dry-run') if module == 'launch.reproduce' else ('--only=fast',)
+    result = run_process(module, *ours, f'--workdir={tmp_path}', flag)
+    assert_refused(result, *words)
+
+
 def test_figure_is_drawn_with_and_without_our_curves(configs, tmp_path):
     runs = [record(configs, 'cifar10', 0, 0.1), record(configs, 'cifar10:nodropout', 0, 0.15)]
     for path, some in ((tmp_path / 'ours.png', runs), (tmp_path / 'none.png', [])):
@@ -337,6 +353,7 @@ def unfinished(folder: pathlib.Path, status: str | None) -> pathlib.Path:
     (folder / 'metrics.jsonl').touch()
     if status:
         record = {'status': status, 'config': {}, 'final_error': None, 'epoch': 1.5, 'attempt': 1}
+        record |= {'seed': 0, 'device': {}}
         (folder / 'summary.json').write_text(json.dumps(record))
     return folder
 
@@ -356,6 +373,20 @@ def test_runs_without_a_result_are_refused(tmp_path, status, why):
     assert not (tmp_path / 'R.md').exists()
 
 
+def test_figure3_takes_evaluations_just_before_or_after_an_epoch(configs):
+    """With calls of 390 steps, evaluations are before the end of an epoch of 390.625 steps."""
+    run = record(configs, 'cifar10', 0, 0.1)
+    row = [2.0, 0.5, 1.9, 0.4]
+    run['epochs'] = [[8 - 0.0128, *row], [16 + 0.32, *row], [24 + 0.5, *row]]
+    text = figure3.figure3_differences(groups.group([run], configs))
+    assert ' 8: ' in text and ' 16: ' in text and '24: ' not in text
+
+
+def test_a_preempted_run_of_no_page_is_short(configs):
+    run = record(configs, 'svhn', 0, 0.05, data__eval='valid') | {'status': 'preempted', 'epoch': 3}
+    assert '**short**, 5.00 % (1 seed), 3 epochs, preempted' in results_text([run], configs)
+
+
 def test_a_preempted_run_stands_at_its_last_evaluation(configs, tmp_path):
     """It is short, and apart from the finished runs of its experiment."""
     run = record(configs, 'cifar10', 1, 0.0)
@@ -369,13 +400,17 @@ def test_a_preempted_run_stands_at_its_last_evaluation(configs, tmp_path):
     folder = tmp_path / 'cifar10' / 'seed1'
     folder.mkdir(parents=True)
     (folder / 'config.json').write_text('{}')
-    (folder / 'summary.json').write_text(json.dumps(run))
     (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    run['metrics_sha256'] = file_sha256(folder / 'metrics.jsonl')
+    (folder / 'summary.json').write_text(json.dumps(run))
 
     [preempted] = records.load(folder)
     assert (preempted['epoch'], preempted['final_error']) == (2, 0.5)
     text = results_text([preempted, record(configs, 'cifar10', 0, 0.104)], configs)
-    assert '10.40 % (1 seed)<br>**short**: 50.00 % (1 seed, 2 of 260 epochs, ' in text
+    assert '10.40 % (1 seed)<br>**short**: 50.00 % (1 seed, 2 of 260 epochs, preempted)' in text
+    (folder / 'metrics.jsonl').write_text('')
+    with pytest.raises(records.RunError, match='has gone on'):
+        records.load(folder)
     [collected] = records.load(records.collect(preempted, tmp_path / 'results'))
     assert (collected['epoch'], collected['final_error']) == (2, 0.5)
 

@@ -42,7 +42,7 @@ def test_shapes_without_data_are_those_of_the_run():
         assert jax.tree.map(lambda x: (x.shape, x.dtype), split) == jax.tree.map(
             lambda x: (x.shape, x.dtype), ours
         )
-    assert make_plan(run.config, 256, on_cpu=True) == run.plan
+    assert make_plan(run.config, 256, short_calls=True) == run.plan
 
 
 @pytest.mark.parametrize('recipe', ['gcn_zca', 'patch_zca'])

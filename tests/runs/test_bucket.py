@@ -39,6 +39,25 @@ def url() -> str:
     return 'memory://bucket/run'
 
 
+@pytest.mark.parametrize(
+    ('text', 'kind'),
+    [
+        ('Read timeout on endpoint URL: "https://b.example/checkpoints/14030/d"', RetryError),
+        ('timeout of /bucket/run/checkpoints/403/d', RetryError),
+        ('HTTP 403 for gs://b/checkpoints/8', UserError),
+        ('Invalid Credentials', UserError),
+    ],
+)
+def test_an_error_is_told_by_its_words_and_not_by_a_name(url, tmp_path, monkeypatch, text, kind):
+    def failing(_: Bucket) -> None:
+        raise OSError(text)
+
+    monkeypatch.setattr(Bucket, '_read_state', failing)
+    with pytest.raises(UserError) as e:
+        Bucket(url).fetch(tmp_path)
+    assert type(e.value) is kind
+
+
 def write_run(folder: pathlib.Path, steps: tuple[int, ...], attempt: str) -> None:
     """Writes a run with these checkpoints; the names of their data files differ by attempt."""
     shutil.rmtree(folder / 'checkpoints', ignore_errors=True)

@@ -94,6 +94,15 @@ def test_one_process_stops_and_two_go_on_past_a_damaged_checkpoint(tmp_path, und
 
 
 @pytest.mark.processes
+def test_two_processes_start_from_a_run_and_draw_class_maps(tmp_path, undisturbed):
+    flags = (f'--config.init.weights={undisturbed}', '--config.eval.pictures=4')
+    with pair(tmp_path, *SETTINGS, *flags) as processes:
+        statuses, _, errors = finish(processes)
+    assert statuses == [0, 0], errors
+    assert metrics(tmp_path, 'train')[0]['loss'] < metrics(undisturbed, 'train')[0]['loss']
+
+
+@pytest.mark.processes
 def test_mistake_of_one_process_ends_both_with_one_sentence(tmp_path, undisturbed):
     with pair(undisturbed, *SETTINGS, '--config.optim.lr=0.05') as processes:
         statuses, _, errors = finish(processes)

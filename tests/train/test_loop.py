@@ -220,13 +220,35 @@ def test_damaged_newest_checkpoint_falls_back(tmp_path, undisturbed, damage):
 
 def test_all_checkpoints_damaged_is_one_sentence(tmp_path, undisturbed):
     workdir = tmp_path / 'run'
-    for step in copy_with_newest_damaged(undisturbed, workdir, lambda _: None):
+    steps = copy_with_newest_damaged(undisturbed, workdir, lambda _: None)
+    for step in steps:
         truncate(step)
-    result = run_main(f'--workdir={workdir}')
-    assert result.returncode == 2 and result.kind == 'CheckpointError'
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith('error: ') and f"'{workdir}/checkpoints'" in last
-    assert 'Traceback' not in result.stderr
+    for _ in range(2):  # nothing is moved, so a rerun does not train from the start
+        result = run_main(f'--workdir={workdir}')
+        assert result.returncode == 2 and result.kind == 'CheckpointError'
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith('error: ') and f"'{workdir}/checkpoints'" in last
+        assert 'Traceback' not in result.stderr
+        assert all(step.exists() for step in steps)
+
+
+def test_evaluation_does_not_need_the_optimizers_keys(tmp_path):
+    flags = (f'--workdir={tmp_path}/run', '--config.optim.lr=0.01')
+    assert run_main(*flags, '--config.optim.rule=muon', '--config.train.ema=0.9').returncode == 0
+    result = run_main(f'--workdir={tmp_path}/run', '--mode=eval')
+    assert result.returncode == 0 and 'step 24: ' in result.stdout, result.stderr
+
+
+def test_a_run_that_fails_before_its_first_step_keeps_no_config(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+    config = tiny_config()
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match='RESOURCE'):
+        patched.setattr(loop, 'fit', full)
+        train(config, tmp_path, 'command')
+    config.train.microbatch = 8  # what the sentence on the error advises
+    assert train(config, tmp_path, 'command') == 0
 
 
 def test_a_damaged_error_does_not_keep_from_evaluating(tmp_path, undisturbed):

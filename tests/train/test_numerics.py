@@ -78,7 +78,7 @@ def gradients(page: str, dtype: str, scales: tuple[float, ...], images: int = 16
     if page == 'cifar10':
         x_BHWC = jnp.repeat(jnp.pad(x_BHWC, ((0, 0), (2, 2), (2, 2), (0, 0))), 3, -1)
     labels_B = jnp.asarray(split.labels[:images])
-    plan = make_plan(config, len(split.labels), on_cpu=True)
+    plan = make_plan(config, len(split.labels), short_calls=True)
     setup, init_state = make_setup(config, plan, make_mesh(1), x_BHWC.shape[1:], 10)
     keys_B = jax.random.split(jax.random.key(0), images)
 

@@ -1,9 +1,9 @@
 """The low-compute recipe, `:fast` of the dataset configs, for CPUs and GPUs.
 
 It trains the paper's layers with batch normalization, Muon, a one-cycle learning rate schedule,
-progressive resizing and a first mlpconv layer that stops training early. Every line is a switch;
-`python -m launch.ablate --recipe=fast --workdir=runs/ablate` reverts each one separately. Batch
-normalization uses the statistics of `train.microbatch` images on every machine.
+progressive resizing and a first mlpconv layer that stops training early. Every ingredient is a
+switch; `python -m launch.ablate --recipe=fast --workdir=runs/ablate` reverts each one separately.
+Batch normalization uses the statistics of `train.microbatch` images on every machine.
 """
 
 from ml_collections import ConfigDict

@@ -49,8 +49,14 @@ def main(argv: list[str]) -> int:
     cli.no_arguments(argv)
     workdir = cli.required(WORKDIR, cli.A_RUN)
     from nin_jax.data import images
+    from nin_jax.errors import UserError
     from nin_jax.visualize import figures
 
+    stems = [pathlib.Path(path).stem for path in IMAGES.value]
+    if twice := {stem for stem in stems if stems.count(stem) > 1}:
+        raise UserError(
+            f'--images: dense_{twice.pop()}.png would hold only one of two pictures: rename one'
+        )
     pictures = [images.read_image(path) for path in IMAGES.value]  # mistakes show at once
     network = cli.open_network(workdir, STEP.value)
     out = cli.local(OUT.value or f'{workdir}/pictures')
@@ -112,8 +118,10 @@ def write_page(
 
     summary = read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else {}
     drawn = {caption: out / name for name, caption in CAPTIONS.items() if (out / name).exists()}
-    errors = figures.class_errors(scored)
-    (out / 'index.html').write_text(html.run_page(folder, network.config, summary, errors, drawn))
+    error = float((scored.predictions_N != scored.split.labels).mean())
+    by_class = figures.class_errors(scored)
+    page = html.run_page(folder, network.config, network.step, error, summary, by_class, drawn)
+    (out / 'index.html').write_text(page)
     print(out / 'index.html')
 
 

@@ -350,6 +350,7 @@ PICTURES = [
     Case(VISUALIZE, ('--workdir={run}', '--longest=5'), ('longest', '5', '[16, 2048]')),
     Case(VISUALIZE, ('--workdir={run}', '--step=5'), '5'),
     Case(VISUALIZE, ('--workdir={run}', '--images={tmp}/no.png'), '{tmp}/no.png'),
+    Case(VISUALIZE, ('--workdir={run}', '--images=a/1.png', '--images=b/1.jpg'), 'dense_1.png'),
     Case(VISUALIZE, ('--workdir={run}', '--out=README.md'), "'README.md'"),
 ]
 

@@ -1,13 +1,14 @@
 """The model card of a released network: its origin, its test error, and how to load it."""
 
-import json
 import pathlib
 import statistics
 
 from nin_jax.config import flatten
+from nin_jax.errors import CheckpointError
 from nin_jax.files import read_json
 from nin_jax.models.nin import count_parameters
 from nin_jax.pretrained.trained import Trained
+from nin_jax.runs.metrics import read_lines
 from nin_jax.version import __version__
 
 KEPT = (
@@ -31,13 +32,13 @@ def provenance(workdir: pathlib.Path, step: int) -> dict:
     summary: dict = read_json(path) if path.exists() else {'status': 'unfinished'}
     found = {key: summary.get(key) for key in KEPT}
     found['error'] = _error_at(workdir / 'metrics.jsonl', step, int(summary.get('attempt', 0)))
-    found['other_errors'] = _other_seeds(workdir, summary)
+    is_last = step == summary.get('step')
+    found['other_errors'] = _other_seeds(workdir, summary) if is_last else []
     return found
 
 
 def _error_at(path: pathlib.Path, step: int, attempt: int) -> float | None:
-    lines = path.read_text().splitlines() if path.exists() else []
-    for line in map(json.loads, lines):
+    for line in read_lines(path) if path.exists() else []:
         if (line['kind'], line['step'], line['attempt']) == ('eval', step, attempt):
             return line['error']
     return None
@@ -47,13 +48,16 @@ def _other_seeds(workdir: pathlib.Path, summary: dict) -> list[float]:
     def but_the_seed(run: dict) -> dict:
         return {k: v for k, v in run.get('config', {}).items() if k not in ('seed', 'data.dir')}
 
-    errors = []
+    errors: dict[int, float] = {}
     for path in sorted(workdir.absolute().parent.glob('*/summary.json')):
-        other = read_json(path)
-        if path.parent != workdir.absolute() and other.get('status') == 'done':
-            same = summary.get('config') and but_the_seed(other) == but_the_seed(summary)
-            errors += [other['final_error']] if same else []
-    return errors
+        try:
+            other = read_json(path)
+        except CheckpointError:  # of another run
+            continue
+        same = summary.get('config') and but_the_seed(other) == but_the_seed(summary)
+        if same and other.get('status') == 'done':
+            errors[other['config']['seed']] = other['final_error']
+    return [error for seed, error in errors.items() if seed != summary['config']['seed']]
 
 
 def text(

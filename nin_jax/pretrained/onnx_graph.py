@@ -54,6 +54,10 @@ def build(trained: Trained, *, layers: bool = False) -> bytes:
     if is_fixed:
         fc = trained.params['fc']
         flat = writer.node('Flatten', ['maps'], axis=1)
+        model = trained.config.model
+        if model.head_dropout and model.dropout_mode == 'convnet':
+            kept = writer.constant(np.float32(1 - model.head_dropout))
+            flat = writer.node('Mul', [flat, kept])
         kernel = writer.constant(np.asarray(fc['kernel']))
         writer.node('Gemm', [flat, kernel, writer.constant(np.asarray(fc['bias']))], 'logits')
     else:

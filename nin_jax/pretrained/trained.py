@@ -14,7 +14,7 @@ from nin_jax.console import quiet_absl, track
 from nin_jax.data import catalog, preprocess
 from nin_jax.data.pipeline import open_source
 from nin_jax.data.preprocess import Preprocess
-from nin_jax.errors import CheckpointError, ConfigError, UserError
+from nin_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from nin_jax.files import read_json
 from nin_jax.models.factory import abstract_model
 from nin_jax.models.features import features
@@ -70,9 +70,10 @@ class Trained:
           means of the maps.
 
         Raises:
-          DataError: the images do not have the network's number of channels.
+          DataError: the images are not uint8 (N, H, W, C) with the network's number of channels.
           ConfigError: the network has a fully connected head or local filters, and another size.
         """
+        self._check(images_NHWC)
         starts = range(0, len(images_NHWC), chunk)
         parts = [
             jax.device_get(
@@ -81,7 +82,7 @@ class Trained:
             for i in (track(starts, progress) if progress else starts)
         ]
         logits, maps = zip(*parts, strict=True)
-        return np.concatenate(logits), np.concatenate(maps).astype(np.float32)
+        return np.concatenate(logits), np.concatenate(maps).astype(np.float32, copy=False)
 
     def features(
         self, images_NHWC: np.ndarray, layers: tuple[str, ...] = (), chunk: int = 250
@@ -97,8 +98,10 @@ class Trained:
           {name: float32 (N, H, W, C)}; logits are (N, K).
 
         Raises:
+          DataError: as `score`.
           ConfigError: the network has no such layer.
         """
+        self._check(images_NHWC)
         parts = [
             jax.device_get(
                 _features(
@@ -113,8 +116,16 @@ class Trained:
         ]
         return {
             name: np.concatenate([part[name] for part in parts]).astype(np.float32)
-            for name in parts[0]
+            for name in layers or parts[0]
         }
+
+    def _check(self, images_NHWC: np.ndarray) -> None:
+        channels = self.image_shape[-1]
+        shape, dtype = np.shape(images_NHWC), getattr(images_NHWC, 'dtype', None)
+        if len(shape) != 4 or not shape[0] or shape[-1] != channels or dtype != np.uint8:
+            raise DataError(
+                f'images {dtype} {shape}: must be uint8 (N, H, W, {channels}), pixels from 0 to 255'
+            )
 
 
 @partial(jax.jit, static_argnames=('model', 'layers'))

@@ -188,6 +188,15 @@ class Metrics:
         return '  '.join(parts)
 
 
+def read_lines(path: pathlib.Path) -> list[dict]:
+    """Returns the lines of metrics.jsonl, without a damaged or an incomplete one."""
+    lines = []
+    for text in path.read_text(errors='replace').splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            lines.append(check_line(json.loads(text)))
+    return lines
+
+
 def check_line(line: dict) -> dict:
     """Returns the line; raises KeyError, TypeError or ValueError if a value is missing."""
     shown = {'train': ('loss', 'error', 'images_per_s'), 'eval': ('loss', 'error')}

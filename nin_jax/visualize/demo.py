@@ -48,7 +48,7 @@ def write(out: Path, trained: Trained, runtime: Path | None = None) -> None:
     for source in sorted(PAGE.iterdir()):
         shutil.copyfile(source, out / source.name)
     (out / 'model.onnx').write_bytes(model)
-    if runtime:
+    if runtime and runtime.resolve() != (out / 'runtime').resolve():
         (out / 'runtime').mkdir(exist_ok=True)
         for name in RUNTIME_FILES:
             shutil.copyfile(runtime / name, out / 'runtime' / name)

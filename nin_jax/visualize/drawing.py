@@ -119,7 +119,7 @@ def confusion_matrix(counts_KK: np.ndarray, class_names: Sequence[str]) -> Image
     n, total = len(counts_KK), counts_KK.sum()
     share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
     shade_KK = np.where(np.eye(n, dtype=bool), share_KK, -np.minimum(1, 4 * share_KK))
-    inch = 0.48 if n <= 20 else 0.16
+    inch = 0.48 if n <= 20 else min(0.16, 100 / n)  # PIL refuses to read more than 179 megapixels
     figure = Figure(figsize=(n * inch + 2.5, n * inch + 2), dpi=100, layout='constrained')
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()

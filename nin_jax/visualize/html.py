@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 import pathlib
 
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 
 from nin_jax.data import catalog
 from nin_jax.plan import make_plan
+from nin_jax.runs.metrics import read_lines
 from nin_jax.runs.workdir import flat_config
 from nin_jax.train.schedules import schedule
 
@@ -34,6 +34,8 @@ pre { white-space: pre-wrap } summary { cursor: pointer; color: var(--dim) }
 def run_page(
     folder: pathlib.Path,
     config: ConfigDict,
+    step: int,
+    error: float,
     summary: dict,
     class_errors: dict[str, float],
     pictures: dict[str, pathlib.Path],
@@ -43,15 +45,17 @@ def run_page(
     Args:
       folder: folder of the run, with metrics.jsonl.
       config: config of the run.
-      summary: content of summary.json; {} if the run did not end.
+      step: step of the weights.
+      error: their top-1 error with one view per image, 0..1.
+      summary: content of summary.json; {} if there is none.
       class_errors: {class name: test error, 0..1}.
       pictures: {caption: PNG file}, in order.
     """
-    error = summary.get('final_error')
-    title = f'{config.data.name}: ' + ('not finished' if error is None else f'{error:.2%} error')
+    title = f'{config.data.name}: {error:.2%} error at step {step:,}'
     parts = [
         f'<h1>Network In Network, {html.escape(title)}</h1>',
         f'<pre>{html.escape(summary.get("command", ""))}</pre>' if summary.get('command') else '',
+        _recorded(config, summary),
         _curves(folder / 'metrics.jsonl', config),
         '<h2>Error by class</h2>' + _error_table(class_errors),
         *(
@@ -68,6 +72,16 @@ def run_page(
         f'<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>'
         + '\n'.join(parts)
         + '</body></html>\n'
+    )
+
+
+def _recorded(config: ConfigDict, summary: dict) -> str:
+    """States the error that the run recorded, if it averaged several views of an image."""
+    if config.eval.tta == 'none' or summary.get('final_error') is None:
+        return ''
+    return (
+        f'<p>With test-time augmentation (<code>eval.tta={config.eval.tta}</code>), the run '
+        f'recorded {summary["final_error"]:.2%} at its end.</p>'
     )
 
 
@@ -88,12 +102,12 @@ def _curves(metrics: pathlib.Path, config: ConfigDict) -> str:
     """Plots training and test error, and the learning rate, over epochs; '' without metrics."""
     if not metrics.exists():
         return ''
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = read_lines(metrics)
     attempt = max((line['attempt'] for line in lines), default=0)
+    lines = [line for line in lines if line['attempt'] == attempt]
     points = {
-        kind: [(x['epoch'], x['error']) for x in lines if (x['kind'], x['attempt']) == key]
+        kind: [(line['epoch'], line['error']) for line in lines if line['kind'] == kind]
         for kind in ('train', 'eval')
-        for key in [(kind, attempt)]
     }
     if not points['train']:
         return ''

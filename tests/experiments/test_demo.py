@@ -137,6 +137,11 @@ def test_a_drawn_seven_is_a_seven(page):
     page.mouse.up()
     assert answer(page) == '7'
 
+    page.click('#clear')
+    assert page.locator('#classes button').count() == 0 and page.is_hidden('#seen')
+    page.click('#draw')
+    assert page.is_visible('#hint')
+
 
 @pytest.mark.browser
 def test_a_one_drawn_with_the_keyboard(page):
@@ -213,6 +218,26 @@ def test_the_camera(page):
     page.click('#camera')
     page.wait_for_selector('#status:not(:empty)', state='attached')
     assert page.get_attribute('#camera', 'aria-pressed') == 'false'
+
+
+@pytest.mark.browser
+def test_two_clicks_open_one_camera(page):
+    page.evaluate("""() => {
+        const media = navigator.mediaDevices, open = media.getUserMedia.bind(media);
+        window.opened = [];
+        media.getUserMedia = async (wanted) => {
+            const stream = await open(wanted);
+            window.opened.push(stream);
+            return stream;
+        };
+        document.getElementById('camera').click();
+        document.getElementById('camera').click();
+    }""")
+    answer(page)
+    live = 'opened.filter((s) => s.active).length'
+    assert page.evaluate(f'[opened.length, {live}]') == [2, 1]
+    page.click('#camera')
+    assert page.evaluate(live) == 0
 
 
 @pytest.mark.browser

@@ -85,6 +85,7 @@ def test_features_of_a_run(tmp_path):
     network = trained.load_run(tmp_path)
     digits = datasets.load_arrays('mnist_subset', 'test').images[:5]
     found = network.features(digits, ('pool2', 'gap', 'pool1'), chunk=2)
+    assert list(found) == ['pool2', 'gap', 'pool1']
     logits, maps = network.score(digits)
     np.testing.assert_allclose(found['gap'], logits, atol=1e-6)
     np.testing.assert_allclose(found['pool2'], maps, atol=1e-6)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import nin_jax
 from experiments import export
-from nin_jax.errors import CheckpointError, UserError
+from nin_jax.errors import CheckpointError, DataError, UserError
 from nin_jax.files import read_json
 from nin_jax.pretrained import bundled
 from nin_jax.pretrained.trained import load_run
@@ -149,3 +149,13 @@ def test_the_cards_error_is_that_of_the_test_images(name, data_dir):
     wrong = int((trained(split.images).argmax(-1) != split.labels).sum())
     card = read_json(bundled.WEIGHTS / name / 'config.json')['provenance']
     assert abs(wrong - card['scored_error'] * len(split.labels)) <= 1  # of another machine's sums
+
+
+@pytest.mark.parametrize(
+    'given', [images() / np.float32(255), images(shape=(28, 28, 3)), images()[0], images(0)]
+)
+def test_images_that_are_not_uint8_of_its_channels_are_refused(small, given):
+    network = nin_jax.load(small)
+    for compute in (network, network.features):
+        with pytest.raises(DataError, match=r'uint8 \(N, H, W, 1\)'):
+            compute(given)

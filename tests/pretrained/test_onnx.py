@@ -107,6 +107,7 @@ def test_every_kind_of_layer(model):
 
 def test_a_fully_connected_head():
     check(network(head='fc'), (12, 12))
+    check(network(head='fc', head_dropout=0.25, dropout_mode='convnet'), (12, 12))
 
 
 def test_a_flat_image_is_not_blown_up():

@@ -11,27 +11,34 @@ from PIL import Image
 from nin_jax.visualize import html
 
 LINES = [
-    {'kind': 'train', 'attempt': 0, 'step': 4, 'epoch': 0.5, 'loss': 2.0, 'error': 0.9},
+    {'kind': 'train', 'attempt': 0, 'step': 4, 'epoch': 0.5, 'loss': 2.0, 'error': 0.9}
+    | {'images_per_s': 100.0},
     {'kind': 'eval', 'attempt': 0, 'step': 4, 'epoch': 0.5, 'loss': 1.5, 'error': 0.5},
 ]
 
 
 def test_the_page_holds_everything(tmp_path):
-    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, LINES)))
-    Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
+    lines = '\n'.join(map(json.dumps, LINES))
+    (tmp_path / 'metrics.jsonl').write_text(lines + '\n{"kind": "train", "st')  # as after a kill
+    picture = tmp_path / 'a.png'
+    Image.new('RGB', (4, 4)).save(picture)
+    config = tiny_config()
+    config.eval.tta = 'shift'
     summary = {'final_error': 0.1234, 'command': 'python -m experiments.main --config="<a>"'}
     page = html.run_page(
-        tmp_path, tiny_config(), summary, {'cat': 0.25, '<dog>': 0.5}, {'A & B': tmp_path / 'a.png'}
+        tmp_path, config, 24, 0.25, summary, {'cat': 0.25, '<dog>': 0.5}, {'A & B': picture}
     )
-    assert '12.34% error' in page and '&lt;a&gt;' in page and 'A &amp; B' in page
+    assert 'mnist_subset: 25.00% error at step 24' in page
+    assert '12.34% at its end' in page and 'eval.tta=shift' in page
+    assert '&lt;a&gt;' in page and 'A &amp; B' in page
     assert page.index('>&lt;dog&gt;<') < page.index('>cat<')  # the worst class first
     assert len(re.findall('src="data:image/png;base64,', page)) == 2  # curves and the picture
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
 
 
 def test_a_run_without_metrics_has_no_curves(tmp_path):
-    page = html.run_page(tmp_path, tiny_config(), {}, {}, {})
-    assert 'Curves' not in page and 'not finished' in page
+    page = html.run_page(tmp_path, tiny_config(), 0, 0.5, {}, {}, {})
+    assert 'Curves' not in page and 'recorded' not in page
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ const state = { image: null, drawing: false, answer: null, shown: null, pinned: 
 let network; // from load()
 let stream = null; // of the camera
 let latest = 0; // number of the newest question: older answers are not shown
+let cameras = 0; // number of the newest request for the camera: older streams are stopped
 
 // ---- questions ---------------------------------------------------------------------------
 
@@ -172,6 +173,7 @@ async function takeFile(file) {
 }
 
 function stopCamera() {
+  cameras++;
   stream?.getTracks().forEach((track) => track.stop());
   stream = null;
   $('video').hidden = true;
@@ -185,22 +187,40 @@ async function toggleCamera() {
     await ask(); // about the last frame, aloud
     return;
   }
+  const mine = ++cameras;
+  const video = $('video');
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
+    const found = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
+    if (mine !== cameras) { // another picture was chosen meanwhile
+      found.getTracks().forEach((track) => track.stop());
+      return;
+    }
+    stream = found;
+    video.srcObject = stream;
+    await video.play();
   } catch {
+    if (mine !== cameras) return;
+    stopCamera();
     fail('The camera is not available: allow this page to use it, or choose a picture.');
     return;
   }
+  if (mine !== cameras) return;
   showDrawing(false);
-  const video = $('video');
-  video.srcObject = stream;
-  await video.play();
   $('camera').setAttribute('aria-pressed', 'true');
   $('camera').textContent = 'Keep this picture';
   while (stream) { // as fast as the network answers
     await setImage(fromDrawable(video, video.videoWidth, video.videoHeight), { quiet: true });
     await new Promise(requestAnimationFrame);
   }
+}
+
+/** Forgets the picture and its answers. */
+function reset() {
+  latest++;
+  Object.assign(state, { image: null, answer: null, shown: null, pinned: null });
+  $('classes').replaceChildren();
+  $('treatment').textContent = $('status').textContent = '';
+  $('seen').hidden = $('modes').hidden = $('layers').hidden = true;
 }
 
 let paper = null;
@@ -212,12 +232,13 @@ function showDrawing(on) {
   if (on) {
     stopCamera();
     $('hint').hidden = true;
-    $('seen').hidden = $('modes').hidden = true;
-    $('treatment').textContent = '';
+    reset();
     fail('');
     paper ??= drawable($('paper'), () => setImage(
       fromDrawable($('paper'), $('paper').width, $('paper').height), { drawing: true }));
     $('paper').focus();
+  } else {
+    $('hint').hidden = state.answer !== null;
   }
 }
 
@@ -230,7 +251,7 @@ function listen() {
   $('draw').addEventListener('click', () => showDrawing($('paper').hidden));
   $('clear').addEventListener('click', () => {
     paper.clear();
-    $('seen').hidden = true;
+    reset();
     $('paper').focus();
   });
   for (const radio of document.querySelectorAll('[name=mode]')) radio.addEventListener('change', ask);

@@ -91,7 +91,7 @@ function bilinear({ width, height, data }, row, column) {
   return top * (1 - dy) + bottom * dy;
 }
 
-/** Draws every channel of a layer, a tensor (1, C, H, W), as a tile; returns the columns. */
+/** Draws every channel of a layer, a tensor (1, C, H, W), as a tile. */
 export function mosaic(canvas, layer, roomWidth) {
   const [, channels, height, width] = layer.dims;
   const zoom = Math.max(1, Math.round((roomWidth < 500 ? 36 : 56) / Math.max(width, height)));
@@ -111,5 +111,4 @@ export function mosaic(canvas, layer, roomWidth) {
     const [x, y] = [(c % columns) * cellWidth, Math.floor(c / columns) * cellHeight];
     context.drawImage(tile, x, y, width * zoom, height * zoom);
   }
-  return columns;
 }

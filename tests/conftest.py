@@ -16,6 +16,8 @@ import scipy.io
 CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'nin_jax' / 'tests'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+# Entries are not written atomically: a process may meet one that another is writing.
+os.environ.setdefault('PYTHONWARNINGS', 'ignore:Error reading persistent compilation cache')
 
 
 @pytest.fixture(scope='session')

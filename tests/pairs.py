@@ -1,6 +1,7 @@
 """Two processes of one run, over loopback on the CPU."""
 
 import contextlib
+import random
 import socket
 import subprocess
 import time
@@ -9,9 +10,12 @@ from tests.helpers import ROOT, command
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('', 0))
-        return s.getsockname()[1]
+    """A port below those that the kernel gives to others, as it is bound seconds later."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(('', port))
+            return port
 
 
 @contextlib.contextmanager

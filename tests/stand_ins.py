@@ -21,7 +21,7 @@ def on_path(folder: pathlib.Path, **scripts: str) -> dict:
 
 
 def wait_for(*files: pathlib.Path) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not all(f.exists() for f in files):
         assert time.monotonic() < end, f'{files} did not come'
         time.sleep(0.01)

@@ -15,7 +15,7 @@ import scipy.io
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = 'tests/chaos/page.py'
-PATIENCE_S = 180  # more than any of these processes takes; past it, one hangs
+PATIENCE_S = 600  # more than any of these processes takes; past it, one hangs
 TIMING = ('images_per_s',)
 
 

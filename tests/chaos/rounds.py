@@ -166,10 +166,13 @@ def half_a_cache(lab: Lab, rng: np.random.Generator, folder: pathlib.Path) -> st
     cache = folder / 'tfds' / 'nin_jax_cache' / 'svhn_cropped' / '3.1.0'
     env = {'TFDS_DATA_DIR': str(folder / 'tfds')}
     if rng.random() < 0.5:
-        process, deadline = lab.train(folder / 'run', 'svhn', env=env), time.monotonic() + 60
+        process, deadline = (
+            lab.train(folder / 'run', 'svhn', env=env),
+            time.monotonic() + PATIENCE_S,
+        )
         while not list(cache.parent.glob('*')) and process.poll() is None:
             if time.monotonic() > deadline:
-                raise Trouble('no cache after a minute')
+                raise Trouble(f'no cache after {PATIENCE_S} s')
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.3))
         process.kill()

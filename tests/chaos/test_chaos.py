@@ -9,7 +9,7 @@ ROUNDS, FILES, STEPS = 11, 12, 600
 
 @pytest.mark.processes
 def test_a_round_of_each_disturbance():
-    result = run_process('tests.chaos', f'--rounds={ROUNDS}', '--seed=7', timeout=900)
+    result = run_process('tests.chaos', f'--rounds={ROUNDS}', '--seed=7', timeout=3600)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].endswith('lost 0, silently different 0')
     assert f'{ROUNDS} rounds' in result.stdout
@@ -18,7 +18,7 @@ def test_a_round_of_each_disturbance():
 @pytest.mark.processes
 def test_damaged_files():
     words = (f'--files={FILES}', '--every=6', '--seed=7')
-    result = run_process('tests.chaos.damage', *words, timeout=900)
+    result = run_process('tests.chaos.damage', *words, timeout=3600)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].endswith('crashed 0, silent 0')
     assert f'{FILES} damaged files' in result.stdout
@@ -26,7 +26,7 @@ def test_damaged_files():
 
 @pytest.mark.processes
 def test_metrics_are_one_line_a_call_and_checkpoints_stay_few():
-    result = run_process('tests.chaos.long_run', f'--steps={STEPS}', '--slope=1e9', timeout=900)
+    result = run_process('tests.chaos.long_run', f'--steps={STEPS}', '--slope=1e9', timeout=3600)
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -294,12 +294,12 @@ def two_seeds(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('runs') / 'tiny'
     command = seeds(workdir, *TINY_RUN)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    path, deadline = workdir / 'seed0' / 'metrics.jsonl', time.monotonic() + 120
+    path, deadline = workdir / 'seed0' / 'metrics.jsonl', time.monotonic() + 300
     while not (path.exists() and path.stat().st_size):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert process.returncode == os.EX_TEMPFAIL
     assert summary(workdir / 'seed0')['status'] == 'preempted'
     assert not (workdir / 'seed1').exists()

@@ -64,7 +64,7 @@ def test_local_hands_on_signals_once(tmp_path, asked):
         os.killpg(process.pid, asked)  # as a terminal does at Ctrl-C
     else:
         process.send_signal(asked)
-    assert process.wait(timeout=10) == 75
+    assert process.wait(timeout=60) == 75
     first, second = [f.read_text() for f in files]
     match = re.fullmatch(r'--config=a page --workdir=w --distributed=(127.0.0.1:\d+),2,0', first)
     assert match and second.endswith(f' --distributed={match[1]},2,1')
@@ -75,7 +75,7 @@ def test_local_hands_on_signals_once(tmp_path, asked):
 def test_local_ends_with_the_worst_status(tmp_path, plans, status):
     for i, plan in enumerate(plans):
         (tmp_path / f'plan{i}').write_text(plan)
-    assert local(tmp_path, '2').wait(timeout=10) == status
+    assert local(tmp_path, '2').wait(timeout=60) == status
 
 
 @needs_new_bash
@@ -83,15 +83,16 @@ def test_local_ends_with_the_worst_status(tmp_path, plans, status):
 def test_local_ends_with_75_if_one_was_ended_by_a_signal(tmp_path, status):
     for i, plan in enumerate((0, status)):
         (tmp_path / f'plan{i}').write_text(str(plan))
-    assert local(tmp_path, '2').wait(timeout=10) == os.EX_TEMPFAIL
+    assert local(tmp_path, '2').wait(timeout=60) == os.EX_TEMPFAIL
 
 
 @needs_new_bash
 @pytest.mark.parametrize('stubborn', ['', '0'])
 def test_local_ends_the_others_when_one_dies(tmp_path, stubborn):
     (tmp_path / 'plan1').write_text('3')
-    process = local(tmp_path, '2', STUBBORN=stubborn, NIN_GRACE_SECONDS='0.3')
-    _, err = process.communicate(timeout=10)
+    grace = '0.3' if stubborn else '3'  # from the first end to TERM, and from TERM to KILL
+    process = local(tmp_path, '2', STUBBORN=stubborn, NIN_GRACE_SECONDS=grace)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 3
     told = [line for line in err.splitlines() if line.startswith('process ')]
     lines = ['process 1 of 2 ended with status 3', 'process 0 of 2 ended with status 137']
@@ -103,7 +104,7 @@ def test_local_takes_each_gpu(tmp_path):
     on_path(tmp_path, **{'nvidia-smi': 'printf "GPU 0: A\\nGPU 1: A\\n"'})
     for i in range(2):
         (tmp_path / f'plan{i}').write_text('0')
-    assert local(tmp_path, 'gpus').wait(timeout=10) == 0
+    assert local(tmp_path, 'gpus').wait(timeout=60) == 0
     assert [(tmp_path / f'gpu{i}').read_text() for i in range(2)] == ['0', '1']
 
 
@@ -112,7 +113,7 @@ def test_local_takes_each_gpu(tmp_path):
 def test_local_tells_mistakes(words, tmp_path):
     on_path(tmp_path, **{'nvidia-smi': 'exit 9'})
     process = local(tmp_path, *words)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and re.fullmatch('error: .*\n', err)
 
 

@@ -155,7 +155,7 @@ def test_missing_processes_and_missing_cluster_are_told(tmp_path):
         )
         for where in (f'localhost:{free_port()},2,{i}' for i in range(2))
     ]
-    errors = [p.communicate(timeout=60)[1] for p in waiting]
+    errors = [p.communicate(timeout=300)[1] for p in waiting]
     statuses = [p.returncode for p in waiting]
     assert statuses == [os.EX_TEMPFAIL] * 2
     assert all(e.startswith('error: ') and e.count('\n') == 1 for e in errors), errors

@@ -116,8 +116,7 @@ cli.run(main.main)
 def test_a_process_that_starts_too_late(tmp_path, undisturbed):
     with pair(tmp_path, *SETTINGS) as processes:
         wait_for_checkpoint(tmp_path, processes)
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
+        processes[0].send_signal(signal.SIGTERM)  # they stop together
         assert finish(processes)[0] == [os.EX_TEMPFAIL] * 2
     with pair(tmp_path, *SETTINGS, late_s=25, main=[sys.executable, '-c', IMPATIENT]) as processes:
         statuses, _, errors = finish(processes)
@@ -133,15 +132,16 @@ def test_a_full_disk(tmp_path, undisturbed):
         if not small:
             pytest.skip('this user cannot mount a tmpfs')
         workdir, filler = tmp_path / 'disk' / 'run', tmp_path / 'disk' / 'filler'
-        with pair(workdir, *SETTINGS) as processes:
+        with pair(workdir, *SETTINGS, '--config.checkpoint.keep=99') as processes:
             wait_for_checkpoint(workdir, processes)
             with filler.open('wb', buffering=0) as file, pytest.raises(OSError):
                 while True:
                     file.write(bytes(1 << 12))
             statuses, _, errors = finish(processes)
         assert statuses == [os.EX_TEMPFAIL] * 2, errors
-        assert_says(errors[0], 'disk')
-        assert_says(errors[1], 'run the same command again')
+        for error in errors:
+            assert_says(error, 'run the same command again')
+        assert any('disk' in error.splitlines()[-1] for error in errors), errors
         filler.unlink()
         assert_goes_on(workdir, undisturbed)
 
@@ -170,23 +170,31 @@ from nin_jax.runs.metrics import Stopwatch
 from nin_jax.runs.watchdog import watchdog
 clock = Stopwatch()
 with watchdog(clock, 0.4), clock('checkpoint'):
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
 def test_the_watchdog_names_the_part_that_hangs():
-    start = time.monotonic()
-    ended = subprocess.run([sys.executable, '-c', STUCK], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == os.EX_TEMPFAIL and time.monotonic() - start < 50
+    ended = subprocess.run(
+        [sys.executable, '-c', STUCK], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == os.EX_TEMPFAIL
     assert_says(ended.stderr, "'checkpoint'", 'train.stall_timeout')
 
 
 @pytest.mark.parametrize('timeout_s', [2.0, 0.0])
-def test_progress_and_a_timeout_of_zero_keep_the_process_and_no_thread_stays(timeout_s):
-    clock, threads = Stopwatch(), threading.active_count()
+def test_progress_and_a_timeout_of_zero_keep_the_process_and_no_thread_stays(
+    timeout_s, monkeypatch
+):
+    clock, ended = Stopwatch(), []
+    monkeypatch.setattr('nin_jax.runs.watchdog.give_up', ended.append)
     with watchdog(clock, timeout_s):
-        assert threading.active_count() == threads + bool(timeout_s)
+        assert watchdogs() == bool(timeout_s)
         for _ in range(30 if timeout_s else 1):
             with clock('train'):
                 time.sleep(0.1)
-    assert threading.active_count() == threads
+    assert not ended and not watchdogs()
+
+
+def watchdogs() -> int:
+    return sum(thread.name == 'watchdog' for thread in threading.enumerate())

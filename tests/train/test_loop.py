@@ -135,29 +135,32 @@ def test_evaluation_repeats_the_runs_own_figures(undisturbed):
     assert f'step {earlier}: {errors} of 256' in result.stdout
 
 
+SINGLES = ('--config.train.steps_per_call=1', '--config.train.duration=96steps')
+
+
 def interrupt(workdir, sign, delay):
     """Starts a run and signals it `delay` seconds after its first line of metrics."""
     process = subprocess.Popen(
-        command(f'--workdir={workdir}', '--config.train.steps_per_call=1'),
+        command(f'--workdir={workdir}', *SINGLES),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 120
+    path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 300
     while not (path.exists() and path.stat().st_size) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(delay)
     process.send_signal(sign)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out + err
 
 
 @pytest.fixture(scope='module')
 def undisturbed_singles(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('undisturbed_singles')
-    assert run_main(f'--workdir={workdir}', '--config.train.steps_per_call=1').returncode == 0
+    assert run_main(f'--workdir={workdir}', *SINGLES).returncode == 0
     return workdir
 
 
@@ -173,7 +176,7 @@ def test_interrupted_run_ends_with_the_same_weights(tmp_path, undisturbed_single
         if status == os.EX_TEMPFAIL:
             assert 'run the same command again' in output
             assert summary(tmp_path)['status'] == 'preempted'
-    result = run_main(f'--workdir={tmp_path}', '--config.train.steps_per_call=1')
+    result = run_main(f'--workdir={tmp_path}', *SINGLES)
     assert result.returncode == 0, result.stderr
     assert_same_run(tmp_path, undisturbed_singles)
 
@@ -310,7 +313,7 @@ def test_twenty_random_ends_change_nothing(tmp_path):
         )
         time.sleep(rng.uniform(1, 9))
         process.send_signal(rng.choice([signal.SIGTERM, signal.SIGKILL]))
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         assert 'Traceback' not in err
         statuses.append(process.returncode)
         hits += process.returncode in (os.EX_TEMPFAIL, -signal.SIGTERM, -signal.SIGKILL)

@@ -20,7 +20,7 @@ SWEEP = Sweep(TINY, points=tuple({'optim.lr': lr} for lr in (0.1, 0.2, 0.3)))
 
 def connect(folder):
     storage = flags.Storage(f'sqlite:///{folder}/study.db')
-    return study.connect(storage, study.RetryPolicy(storage, 60.0), 2)
+    return study.connect(storage, study.RetryPolicy(storage, 60.0), 60)
 
 
 def open_study(folder, sweep=SWEEP):
@@ -44,7 +44,7 @@ def lose(folder, queue):
     """Makes every running attempt one whose driver died an hour ago."""
     with contextlib.closing(sqlite3.connect(folder / 'study.db')) as connection, connection:
         connection.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
-    queue.fail_lost(2)
+    queue.fail_lost(60)
 
 
 def test_each_point_has_one_owner_also_when_several_begin(tmp_path):
@@ -85,7 +85,7 @@ def notice(folder):
     """What a driver does about the losses of others, in a process of its own."""
     queue = attempts.Attempts(study.join(connect(folder), 's'), connect(folder))
     for _ in range(5):
-        queue.fail_lost(2)
+        queue.fail_lost(60)
     if (trial := queue.claim('w')) is not None:
         queue.end(trial, TrialState.FAIL, end=attempts.RETURNED)
 
@@ -113,7 +113,7 @@ def test_an_attempt_that_runs_elsewhere_is_not_taken_back(tmp_path):
     lose(tmp_path, one)
     second = claim(one)
     assert second.user_attrs['point'] == 0 and second.number != first.number
-    two.fail_lost(2)
+    two.fail_lost(60)
     two.end(first, TrialState.FAIL)  # with a list from before the second claim
     assert two.running() == {second.number}
     assert not one.end(first, TrialState.COMPLETE, 0.5)  # by a driver that was thought lost

@@ -38,7 +38,7 @@ PAGE_ARGS = [
 ]
 
 
-@pytest.mark.parametrize('arm', OF_FAST)
+@pytest.mark.parametrize('arm', sorted(OF_FAST))
 def test_an_arm_that_would_be_the_papers_run_is_refused(arm):
     with pytest.raises(ConfigError, match=f':{arm},fast'):
         load_page('ablations', arm)

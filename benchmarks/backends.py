@@ -51,7 +51,7 @@ def stages(network: str) -> list[tuple[Any, int]]:
 
     settings = config(network)
     images = catalog.count(settings.data.name, settings.data.train)
-    return make_plan(settings, images, on_cpu=True).stage_steps()
+    return make_plan(settings, images, short_calls=True).stage_steps()
 
 
 def train_mode(stage) -> str:

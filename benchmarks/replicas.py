@@ -33,7 +33,7 @@ def network(name: str):
         config.model.blocks.mlpconv1 = block((8, 8, 8), kernel=5, pool='max', init_std=())
         config.model.blocks.mlpconv2 = block((8, 8, 8), kernel=5, pool='max', init_std=())
         config.model.blocks.mlpconv3 = block((8, 8, 10), kernel=5, init_std=())
-    plan = make_plan(config, 5000, on_cpu=jax.default_backend() == 'cpu')
+    plan = make_plan(config, 5000, short_calls=jax.default_backend() == 'cpu')
     return make_setup(config, plan, make_mesh(1), (28, 28, 1), 10)
 
 

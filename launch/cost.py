@@ -14,7 +14,7 @@ from nin_jax.data.preprocess import Preprocess
 from nin_jax.devices import make_mesh, use_compilation_cache
 from nin_jax.models.factory import fc_classes, layer_blocks
 from nin_jax.models.summary import layer_table
-from nin_jax.plan import Stage, make_plan
+from nin_jax.plan import Plan, Stage, make_plan
 from nin_jax.train.step import train_steps
 from nin_jax.train.trainer import make_setup
 
@@ -35,11 +35,15 @@ def training_cost(path: str, flags: list[str]) -> Cost:
       flags: the run's other flags; only those that start with --config. matter.
     """
     config = cli.load_config(path, [flag for flag in flags if flag.startswith('--config.')])
-    published = catalog.count(config.data.name, config.data.train)
-    plan = make_plan(config, min(published, config.data.limit or published), short_calls=True)
-    batch_size = config.train.batch_size
-    flops = sum(flops_per_image(config, s) * steps * batch_size for s, steps in plan.stage_steps())
-    return Cost(plan.total_steps, plan.total_steps * batch_size, flops)
+    images = catalog.count(config.data.name, config.data.train, config.data.limit)
+    plan, batch_size = make_plan(config, images, short_calls=True), config.train.batch_size
+    steps, flops = plan.total_steps, flops_of_stages(config, plan) * batch_size
+    return Cost(steps, steps * batch_size, flops)
+
+
+def flops_of_stages(config: ConfigDict, plan: Plan) -> float:
+    """Returns the training FLOPs of a run with batches of one image."""
+    return sum(flops_per_image(config, stage) * steps for stage, steps in plan.stage_steps())
 
 
 def flops_per_image(config: ConfigDict, stage: Stage) -> float:

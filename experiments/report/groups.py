@@ -90,9 +90,8 @@ class Group:
 
     @property
     def preempted(self) -> float:
-        """Epoch of the last evaluation of preempted runs; 0 for finished runs."""
-        run = self.runs[0]
-        return run['epoch'] if run['status'] == 'preempted' else 0.0
+        """See `preempted`."""
+        return preempted(self.runs[0])
 
     @property
     def error(self) -> str:
@@ -108,6 +107,11 @@ class Group:
         epoch = f'{self.runs[0]["epoch"]:.3g}'
         whole = f' of {self.full_epochs:g}' if self.is_short and self.config else ''
         return f'{epoch}{whole} epochs' + (', preempted' if self.preempted else '')
+
+
+def preempted(run: dict) -> float:
+    """Returns the epoch of a preempted run's last evaluation; 0 for a finished run."""
+    return run['epoch'] if run['status'] == 'preempted' else 0.0
 
 
 def by_hardware(runs: list[dict]) -> list[list[dict]]:
@@ -162,8 +166,7 @@ def group(runs: list[dict], configs: dict[str, dict]) -> list[Group]:
         name = config_of(run['config'], configs)
         changes = differences(run['config'], configs[name] if name else {})
         full = float(configs[name]['train.duration'].removesuffix('ep')) if name else run['epoch']
-        unfinished = run['epoch'] if run['status'] == 'preempted' else 0
-        key = json.dumps([name, changes, run['device'], unfinished])
+        key = json.dumps([name, changes, run['device'], preempted(run)])
         part = parts.setdefault(key, Group(name, changes, full, []))
         if twin := next((r for r in part.runs if r['seed'] == run['seed']), None):
             raise RunError(f'{twin["name"]}, {run["name"]} are the same run twice: leave one out')

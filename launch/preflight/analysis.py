@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from launch.cost import flops_per_image
+from launch.cost import flops_of_stages, flops_per_image
 from launch.preflight.chips import TPUS, Chip, measured_chip, tpu_slice
 from launch.preflight.gpus import GPUS, Launches, dump_options, gpu_hosts, step_launches
 from launch.preflight.hlo import step_costs, step_cycles, step_products
@@ -111,7 +111,8 @@ def report(config: ConfigDict, topology: str) -> Report:
     """
     mesh, chip = target(topology, config.devices)
     dataset = lookup(config.data.name)
-    images, test = (count(config, splits) for splits in (config.data.train, config.data.eval))
+    data = config.data
+    images, test = (catalog.count(data.name, s, data.limit) for s in (data.train, data.eval))
     streamed = dataset.storage == 'photos' or config.data.residency == 'stream'
     plan = make_plan(config, images, streamed or is_cpu(mesh))
     setup, init_state = make_setup(config, plan, mesh, dataset.image_shape, dataset.num_classes)
@@ -154,7 +155,7 @@ def report(config: ConfigDict, topology: str) -> Report:
         chips=mesh.size,
         batch_size=config.train.batch_size,
         plan=plan,
-        whole_steps=whole_steps(config, plan),
+        whole_steps=flops_of_stages(config, plan) / flops_per_image(config, Stage()),
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -198,17 +199,6 @@ def target(topology: str, devices: int) -> tuple[Mesh, Chip]:
         f'the shape of its slice, such as v5e:4x4; known GPUs: {", ".join(GPUS)}; known TPUs: '
         + ', '.join(TPUS)
     )
-
-
-def whole_steps(config: ConfigDict, plan: Plan) -> float:
-    """Returns the steps on whole images, with nothing frozen, of as many FLOPs as the run."""
-    flops = sum(flops_per_image(config, stage) * steps for stage, steps in plan.stage_steps())
-    return flops / flops_per_image(config, Stage())
-
-
-def count(config: ConfigDict, splits: str) -> int:
-    """Returns the number of images in the splits, from the catalog; reads no file."""
-    return min(config.data.limit or 2**31, catalog.count(config.data.name, splits))
 
 
 def compile_steps(

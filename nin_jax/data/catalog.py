@@ -132,8 +132,8 @@ def parse_splits(splits: str) -> list[str]:
     return wanted
 
 
-def count(name: str, splits: str) -> int:
-    """Returns the published number of images of the splits.
+def count(name: str, splits: str, limit: int = 0) -> int:
+    """Returns the published number of images of the splits, or `limit` (`data.limit`) if less.
 
     Raises:
       ConfigError: there is no such dataset or split.
@@ -149,4 +149,4 @@ def count(name: str, splits: str) -> int:
             else:
                 held_out = dataset.num_classes * dataset.held_out.get(part, 0)
             total += held_out if split == 'valid' else dataset.examples[part] - held_out
-    return total
+    return min(total, limit or total)

@@ -135,8 +135,8 @@ def _curves(metrics: pathlib.Path, config: ConfigDict) -> str:
 
 def learning_rates(config: ConfigDict, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """Returns (epochs, learning rates) of a config; with 'plateau', the initial rate."""
-    images = catalog.count(config.data.name, config.data.train)
-    plan = make_plan(config, min(images, config.data.limit or images), short_calls=True)
+    images = catalog.count(config.data.name, config.data.train, config.data.limit)
+    plan = make_plan(config, images, short_calls=True)
     steps, rate = np.linspace(0, plan.total_steps - 1, points).round(), schedule(config.optim, plan)
     rates = np.array([rate(jnp.int32(step)) for step in steps])
     return steps / plan.steps_per_epoch, rates

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import types
 
 import numpy as np
@@ -19,6 +18,7 @@ from nin_jax.errors import DataError, UserError
 from nin_jax.runs.metrics import Stopwatch
 from nin_jax.train import loop
 from tests.helpers import ROOT, assemble, command, run_main, summary, tiny_config
+from tests.pairs import wait_for_checkpoint
 
 
 def config_of(residency, **changes):
@@ -96,10 +96,7 @@ def test_killed_and_resumed(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 300
-    while not any(p.name.isdigit() for p in killed.glob('checkpoints/*')):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.005)
+    wait_for_checkpoint(killed, [process])
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (killed / 'summary.json').exists()

@@ -1,21 +1,32 @@
 """The recipe for the lowest error, `:modern` of the dataset configs.
 
 The fast recipe (_fast.py) for more epochs, with stronger augmentation and test-time augmentation.
-`python -m launch.ablate --recipe=modern --workdir=runs/ablate_modern` reverts each switch
-separately.
+For CIFAR-10 and CIFAR-100, five mlpconv layers of 3x3 convolutions replace the paper's three, with
+about as many multiplications. `python -m launch.ablate --recipe=modern
+--workdir=runs/ablate_modern` reverts each other switch separately.
 """
 
 from ml_collections import ConfigDict
 
 from experiments.configs._fast import fast, fast_digits
+from nin_jax.config import block
 
 
-def modern(config: ConfigDict) -> None:
+def modern(config: ConfigDict, classes: int) -> None:
     """Applies the recipe for CIFAR-10 and CIFAR-100 to a config."""
+    config.model.blocks = ConfigDict(
+        dict(
+            mlpconv1=block((96, 96), kernel=3, pool='max'),
+            mlpconv2=block((192, 192), kernel=3),
+            mlpconv3=block((192, 192), kernel=3, pool='max'),
+            mlpconv4=block((256, 256), kernel=3),
+            mlpconv5=block((256, 256, classes), kernel=3),
+        )
+    )
     fast(config)
-    config.augment.crop_pad = 4
+    config.augment.crop_pad = 3
     config.augment.cutout = 8
-    config.train.duration = '30ep'
+    config.train.duration = '16ep'
     config.eval.tta = 'flip_shift'
 
 

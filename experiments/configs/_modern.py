@@ -2,7 +2,7 @@
 
 The fast recipe (_fast.py) for more epochs, with stronger augmentation and test-time augmentation.
 For CIFAR-10 and CIFAR-100, five mlpconv layers of 3x3 convolutions replace the paper's three, with
-about as many multiplications. `python -m launch.ablate --recipe=modern
+fewer multiplications. `python -m launch.ablate --recipe=modern
 --workdir=runs/ablate_modern` reverts each other switch separately.
 """
 
@@ -16,17 +16,17 @@ def modern(config: ConfigDict, classes: int) -> None:
     """Applies the recipe for CIFAR-10 and CIFAR-100 to a config."""
     config.model.blocks = ConfigDict(
         dict(
-            mlpconv1=block((96, 96), kernel=3, pool='max'),
+            mlpconv1=block((64, 64), kernel=3, pool='max'),
             mlpconv2=block((192, 192), kernel=3),
             mlpconv3=block((192, 192), kernel=3, pool='max'),
-            mlpconv4=block((256, 256), kernel=3),
-            mlpconv5=block((256, 256, classes), kernel=3),
+            mlpconv4=block((192, 192), kernel=3),
+            mlpconv5=block((192, 192, classes), kernel=3),
         )
     )
     fast(config)
     config.augment.crop_pad = 3
     config.augment.cutout = 8
-    config.train.duration = '16ep'
+    config.train.duration = '18ep'
     config.eval.tta = 'flip_shift'
 
 

@@ -160,12 +160,12 @@ def test_the_modern_pages_of_digits_keep_the_layer_table(page):
 
 
 @pytest.mark.parametrize(('page', 'classes'), [('cifar10', 10), ('cifar100', 100)])
-def test_the_modern_networks_cost_about_as_much_as_the_papers(page, classes):
+def test_the_modern_networks_cost_less_than_the_papers(page, classes):
     fast, modern = (
         layer_blocks(load_page(page, variant), classes) for variant in ('fast', 'modern')
     )
     macs = [sum(row.macs for row in layer_table(blocks, (32, 32, 3))) for blocks in (fast, modern)]
-    assert 0.9 < macs[1] / macs[0] < 1.1
+    assert 0.8 < macs[1] / macs[0] < 0.9
     assert len(modern) == 5 and {block.kernel for block in modern} == {3}
 
 

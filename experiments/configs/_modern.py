@@ -26,7 +26,7 @@ def modern(config: ConfigDict, classes: int) -> None:
     fast(config)
     config.augment.crop_pad = 3
     config.augment.cutout = 8
-    config.train.duration = '18ep'
+    config.train.duration = '20ep'
     config.eval.tta = 'flip_shift'
 
 

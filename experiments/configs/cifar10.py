@@ -7,7 +7,7 @@ variant      changes                                            paper's test err
 :aug         random crops with 4 pixels of padding, flips       8.81 %
 :nodropout   no dropout                                         14.51 %
 :fast        the recipe of _fast.py: minutes on a CPU           not reported
-:modern      the recipe of _modern.py, 18 epochs                not reported
+:modern      the recipe of _modern.py, 20 epochs                not reported
 :smoke       smoke test: four steps on 512 images
 
 The schedule, learning rates and initialization are those of the authors' cuda-convnet files

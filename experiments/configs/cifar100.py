@@ -6,7 +6,7 @@ variant      changes                                          paper's test error
              the paper: "the same setting as CIFAR-10"        35.68 %
 :released    the authors' released files, which differ        35.68 %
 :fast        the recipe of _fast.py, 5.6 epochs               not reported
-:modern      the recipe of _modern.py, 18 epochs              not reported
+:modern      the recipe of _modern.py, 20 epochs              not reported
 :smoke       smoke test: four steps on 512 images
 
 The released files (cuda-convnet NIN/cifar-100_def, NIN/cifar-100_params) use 1,250 times smaller

@@ -14,6 +14,8 @@ import pathlib
 import shlex
 import sys
 
+from ml_collections import ConfigDict
+
 from experiments import cli
 from experiments.report.groups import (
     by_hardware,
@@ -23,18 +25,15 @@ from experiments.report.groups import (
 )
 from experiments.report.markdown import cost
 from launch import seeds
+from nin_jax.config import flatten
 from nin_jax.files import read_json
 
 CIFAR10 = 'experiments/configs/cifar10.py'
-BLOCKS = ('mlpconv1', 'mlpconv2', 'mlpconv3')
-NO_INIT = tuple(f'--config.model.blocks.{b}.init_std=(0.05, 0.05, 0.05)' for b in BLOCKS)
-DROPOUT = tuple(f'--config.model.blocks.{b}.dropout=0.5' for b in BLOCKS[:2])
 # The flags that revert each ingredient of a recipe, to the paper's value unless stated otherwise.
+# Those of its layers are in `of_layers`.
 FAST = {
     'norm': ('--config.model.norm=none',),
     'class_maps': ('--config.model.class_maps=relu',),
-    'init': NO_INIT,
-    'dropout': DROPOUT,
     # Whitening of whole images takes one image size: compare with `image_sizes`.
     'preprocess': ('--config.preprocess.recipe=gcn_zca', '--config.train.image_sizes='),
     'crops': ('--config.augment.crop_pad=0',),
@@ -76,12 +75,39 @@ with their 95 % interval. PFLOP are those of one run.
 
 def runs_of(recipe: str) -> dict[str, tuple[str, ...]]:
     """Returns config and flags, by name, of the paper's run, the recipe and each ablation."""
-    config = f'{CIFAR10}:{recipe}'
+    path = f'{CIFAR10}:{recipe}'
+    config = cli.load_config(path)
     # The paper's learning rate drops at 200 and 230 of its 260 epochs.
-    duration = cli.load_config(config).train.duration
-    shortened = (f'--config.train.duration={duration}', '--config.optim.drops=77% 88%')
-    switched = {name: (config, *flags) for name, flags in SWITCHES[recipe].items()}
-    return {'paper': (CIFAR10, *shortened), recipe: (config,)} | switched
+    shortened = (f'--config.train.duration={config.train.duration}', '--config.optim.drops=77% 88%')
+    switches = of_layers(config.model.blocks) | SWITCHES[recipe]
+    runs = {'paper': (CIFAR10, *shortened), recipe: (path,)}
+    if recipe != 'fast':  # the paper's layers, which :fast has
+        fast = f'{CIFAR10}:fast'
+        runs['layers'] = (fast, *changes(cli.load_config(fast), config))
+    return runs | {name: (path, *flags) for name, flags in switches.items()}
+
+
+def changes(before: ConfigDict, after: ConfigDict) -> list[str]:
+    """Returns the flags that turn one config into another, except for its layer table."""
+    old = flatten(before)
+    return [
+        f'--config.{key}={value}'
+        for key, value in flatten(after).items()
+        if not key.startswith('model.blocks.') and value != old[key]
+    ]
+
+
+def of_layers(blocks: ConfigDict) -> dict[str, tuple[str, ...]]:
+    """Returns the flags for the paper's initialization, and for its dropout after each pooling."""
+    flag = '--config.model.blocks.{}.{}={}'.format
+    return {
+        'init': tuple(
+            flag(name, 'init_std', (0.05,) * len(row.features)) for name, row in blocks.items()
+        ),
+        'dropout': tuple(
+            flag(name, 'dropout', 0.5) for name, row in blocks.items() if row.pool != 'none'
+        ),
+    }
 
 
 def main(argv: list[str]) -> int:

@@ -91,7 +91,11 @@ def macs_made(network: str, mode: str) -> int:
             for shape in ((1, size, size, i), (kernel, kernel, i, o))
         )
         fast = winograd.suits(x_BHWC, kernel_HWIO, stride=1, padding=kernel // 2)
-        macs = (winograd.products(size, size, kernel) if fast else (size * kernel) ** 2) * i * o
+        products = (size * kernel) ** 2
+        if fast:
+            outputs = winograd.tile_outputs(size, size, kernel)
+            products = winograd.products(size, size, outputs, kernel)
+        macs = products * i * o
         total += macs * (1 if mode == 'forward' else 3 if number else 2)
     return total
 

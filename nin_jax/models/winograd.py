@@ -22,7 +22,8 @@ import numpy as np
 from jax import lax
 
 # Outputs per tile and axis, by kernel size. More outputs save products but lose precision.
-_OUTPUTS = {3: 2, 5: 4}
+_OUTPUTS = {3: (2, 4), 5: (4,)}
+_SAVED = 0.25  # share of the products that a larger tile must save, as its transforms cost more
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # and infinity
 
 
@@ -38,13 +39,19 @@ def suits(x_BHWC: jax.Array, kernel_HWIO: jax.Array, stride: int, padding: int) 
     )
 
 
-def products(height: int, width: int, taps: int) -> int:
+def tile_outputs(height: int, width: int, taps: int) -> int:
+    """Returns the number of outputs per tile and axis, for an image of this size."""
+    small, *larger = _OUTPUTS[taps]
+    most = (1 - _SAVED) * products(height, width, small, taps)
+    return max([small, *(m for m in larger if products(height, width, m, taps) <= most)])
+
+
+def products(height: int, width: int, outputs: int, taps: int) -> int:
     """Returns the multiply-adds of `conv` for one image and one pair of channels.
 
     Those of the transforms, which do not grow with the number of pairs, are not counted.
     """
-    m = _OUTPUTS[taps]
-    return -(-height // m) * -(-width // m) * (m + taps - 1) ** 2
+    return -(-height // outputs) * -(-width // outputs) * (outputs + taps - 1) ** 2
 
 
 @functools.cache
@@ -63,12 +70,13 @@ def matrices(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def conv(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
     """Returns the convolution with same padding: (batch, height, width, channels out)."""
     batch, height, width, _ = x_BHWC.shape
-    m = _OUTPUTS[len(kernel_HWIO)]
-    at_mt, g_tr, _ = matrices(m, len(kernel_HWIO))
+    taps = len(kernel_HWIO)
+    m = tile_outputs(height, width, taps)
+    at_mt, g_tr, _ = matrices(m, taps)
     y_TTBNNO = [
         jnp.einsum('tbijc,tco->tbijo', x_TBNNC, kernel_TCO)
         for x_TBNNC, kernel_TCO in zip(
-            _tiles(x_BHWC, len(kernel_HWIO)), _both(g_tr, kernel_HWIO), strict=True
+            _tiles(x_BHWC, m, taps), _both(g_tr, kernel_HWIO), strict=True
         )
     ]
     y_TBNmNO = lax.optimization_barrier(
@@ -81,7 +89,7 @@ def conv(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
 
 def kernel_gradient(x_BHWC: jax.Array, grad_BHWO: jax.Array, taps: int) -> jax.Array:
     """Returns the gradient of `conv` with respect to its kernel (taps, taps, in, out)."""
-    m = _OUTPUTS[taps]
+    m = tile_outputs(*x_BHWC.shape[1:3], taps)
     at_mt, g_tr, _ = matrices(m, taps)
     over = [(0, -size % m) for size in grad_BHWO.shape[1:3]]
     grad_BHWO = jnp.pad(grad_BHWO, ((0, 0), *over, (0, 0)))
@@ -90,18 +98,17 @@ def kernel_gradient(x_BHWC: jax.Array, grad_BHWO: jax.Array, taps: int) -> jax.A
     grad_TTBNNO = _mix(at_mt.T, [_every(grad_TBNWO, i, m, axis=3) for i in range(m)])
     kernel_TTCO = [  # columns, then rows
         _over_tiles(x_TBNNC, grad_TBNNO)
-        for x_TBNNC, grad_TBNNO in zip(_tiles(x_BHWC, taps), grad_TTBNNO, strict=True)
+        for x_TBNNC, grad_TBNNO in zip(_tiles(x_BHWC, m, taps), grad_TTBNNO, strict=True)
     ]
     return _both(g_tr.T, jnp.stack(kernel_TTCO))
 
 
-def _tiles(x_BHWC: jax.Array, taps: int) -> list[jax.Array]:
+def _tiles(x_BHWC: jax.Array, m: int, taps: int) -> list[jax.Array]:
     """Returns B^T x B of the t x t inputs of every tile; adjacent tiles overlap by r - 1.
 
     One array (T, B, N, N, C) over the points of the rows for each point of the columns: a batched
     product of one such array needs no copies of it.
     """
-    m = _OUTPUTS[taps]
     t, before = m + taps - 1, taps // 2
     b_tt = matrices(m, taps)[2]
     tiles = [-(-size // m) for size in x_BHWC.shape[1:3]]

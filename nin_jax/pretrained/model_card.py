@@ -106,7 +106,7 @@ logits_NK = nin_jax.load('FOLDER')(images_NHWC)  # uint8 (N, {height}, {width}, 
 returns the class maps.
 {_programs(trained, programs)}
 `model.safetensors` holds the weights for everything else: `conv1.kernel` is (height, width, in,
-out), `conv1.bias` (out), then `cccp1`, `cccp2`, `conv2`, ... in the authors' names. Preprocess
+out), `conv1.bias` (out), then `cccp1`, ..., `conv2`, ... in the authors' names. Preprocess
 pixels by the recipe `{trained.preprocess.recipe}` of `nin_jax/data/preprocess.py`; its arrays, if
 it has any, are there too.
 

@@ -12,7 +12,7 @@ variant      changes                                          paper's test error
 The released files (cuda-convnet NIN/cifar-100_def, NIN/cifar-100_params) use 1,250 times smaller
 initial weights, a learning rate of 0.02 for every layer (a coefficient of 2 on the cost times 0.01)
 and five times the weight decay. Such a network may never leave its first plateau.
-Cost: 102,000 steps, 17 PFLOP. :modern takes 15,000 steps, 1.1 PFLOP, and gets 28.97 % (one seed,
+Cost: 102,000 steps, 17 PFLOP. :modern takes 10,000 steps, 0.74 PFLOP, and gets 27.10 % (one seed,
 test-time augmentation); :fast takes 2,800 steps, 0.29 PFLOP, and gets 34.2 % (mean of three seeds).
 Needs `python -m experiments.prepare cifar100`.
 """

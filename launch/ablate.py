@@ -4,9 +4,10 @@
     python -m launch.ablate --recipe=modern --workdir=runs/ablate_modern
 
 Runs are sequential. Each is a process of experiments.main with the same remaining flags, and so the
-same budget. Seed n of a run is in WORKDIR/NAME/seed<n>. The command ends with a table of the
-finished seeds, in WORKDIR/ablation.md or --out. Repeat the command to resume. Exit status: as
-launch.seeds.
+same budget. Seed n of a run is in WORKDIR/NAME/seed<n>. With --recipe=modern, the run `layers` is
+the fast recipe, which has the paper's layers, with the modern recipe's other keys. The command ends
+with a table of the finished seeds, in WORKDIR/ablation.md or --out. Repeat the command to resume.
+Exit status: as launch.seeds.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 The fast recipe (_fast.py) for more epochs, with stronger augmentation and test-time augmentation.
 For CIFAR-10 and CIFAR-100, five mlpconv layers of 3x3 convolutions replace the paper's three, with
-fewer multiplications. `python -m launch.ablate --recipe=modern
---workdir=runs/ablate_modern` reverts each other switch separately.
+fewer multiplications. `python -m launch.ablate --recipe=modern --workdir=runs/ablate_modern`
+reverts each switch separately, and these layers.
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +12,9 @@ from experiments.configs._fast import fast, fast_digits
 from nin_jax.config import block
 
 
-def modern(config: ConfigDict, classes: int) -> None:
-    """Applies the recipe for CIFAR-10 and CIFAR-100 to a config."""
+def modern(config: ConfigDict) -> None:
+    """Applies the recipe for CIFAR-10 and CIFAR-100 to a config with the paper's layers."""
+    classes = config.model.blocks.mlpconv3.features[-1]
     config.model.blocks = ConfigDict(
         dict(
             mlpconv1=block((64, 64), kernel=3, pool='max'),

@@ -37,7 +37,7 @@ def get_config(arg: str = '') -> ConfigDict:
         config.model.blocks.mlpconv1.dropout = 0.0
         config.model.blocks.mlpconv2.dropout = 0.0
     if 'modern' in chosen:
-        modern(config, classes=10)
+        modern(config)
     if 'fast' in chosen:
         fast(config)
     if 'smoke' in chosen:

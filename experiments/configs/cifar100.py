@@ -35,7 +35,7 @@ def get_config(arg: str = '') -> ConfigDict:
         config.optim.last_layer_lr = 1.0
         config.optim.weight_decay = 5e-4
     if 'modern' in chosen:
-        modern(config, classes=100)
+        modern(config)
     if 'fast' in chosen:
         fast(config)
         config.augment.crop_pad = 2

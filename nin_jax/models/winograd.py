@@ -89,7 +89,8 @@ def conv(x_BHWC: jax.Array, kernel_HWIO: jax.Array) -> jax.Array:
 
 def kernel_gradient(x_BHWC: jax.Array, grad_BHWO: jax.Array, taps: int) -> jax.Array:
     """Returns the gradient of `conv` with respect to its kernel (taps, taps, in, out)."""
-    m = tile_outputs(*x_BHWC.shape[1:3], taps)
+    _, height, width, _ = x_BHWC.shape
+    m = tile_outputs(height, width, taps)
     at_mt, g_tr, _ = matrices(m, taps)
     over = [(0, -size % m) for size in grad_BHWO.shape[1:3]]
     grad_BHWO = jnp.pad(grad_BHWO, ((0, 0), *over, (0, 0)))

@@ -47,8 +47,8 @@ def test_a_run_without_metrics_has_no_curves(tmp_path):
         ('', 100, 0.1),
         ('', 215, 0.01),
         ('', 250, 0.001),
-        ('modern', 6, 0.065),
-        ('modern', 18, 0.0325),
+        ('modern', 4, 0.065),
+        ('modern', 12, 0.0325),
     ],
 )
 def test_learning_rates_are_the_configs(arg, epoch, rate):

@@ -167,10 +167,12 @@ def page(
     """
     finished = {name: finished_seeds(workdir / name) for name in runs}
     baseline = errors(finished.get(recipe, []))
-    rows = [('run', 'changed keys', 'PFLOP', 'top-1 error', 'difference'), ('---',) * 5]
+    rows = [('run', 'changes', 'PFLOP', 'top-1 error', 'difference'), ('---',) * 5]
     for name, (config, *back) in runs.items():
         found = errors(finished[name])
-        changed = ', '.join(f'`{flag.removeprefix("--config.")}`' for flag in back)
+        keys = [flag.removeprefix('--config.') for flag in back]
+        other = [] if config == f'{CIFAR10}:{recipe}' else [config]
+        changed = ', '.join(f'`{text}`' for text in other + keys)
         change = '' if name == recipe else paired_difference(found, baseline)
         rows.append((name, changed, petaflops(config, [*back, *flags]), error(found), change))
     table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)

@@ -613,7 +613,8 @@ def test_ablate_trains_all_at_one_budget_and_prints_a_table(tmp_path, monkeypatc
     assert '10,000 images of `valid`; commit abc; 2 CPUs (x86_64), 0:12 per run' in page
     # Student's t with one degree of freedom at 97.5 % is 12.706; the differences are 20 and 22.
     assert page.splitlines()[-3:] == [
-        '| paper | `train.duration=5.4ep`, `optim.drops=77% 88%` '
+        '| paper | `experiments/configs/cifar10.py`, `train.duration=5.4ep`, '
+        '`optim.drops=77% 88%` '
         '| 0.065 | 90.00 ± 0.00 % (2 seeds) | +70.00 ± 0.00 |',
         '| fast |  | 0.037 | 20.00 ± 0.00 % (2 seeds) |  |',
         '| norm | `model.norm=none` | 0.037 | 41.00 ± 1.41 % (2 seeds) | +21.00 ± 12.71 |',

@@ -137,7 +137,7 @@ def default_config() -> ConfigDict:
     config.train.microbatch = 0
     config.train.steps_per_call = 0  # steps per dispatch; 0: 10 on CPUs or streamed, else an epoch
     config.train.ema = 0.0  # decay of the moving average of the weights; 0: none
-    config.train.dead_steps = 100  # stop after this many consecutive steps with all logits 0
+    config.train.dead_steps = 100  # stop after this many consecutive steps with a dead network
     config.train.stall_timeout = 1800.0  # seconds without progress until exit status 75; 0: never
     config.train.restarts = 0  # maximum number of restarts of a dead or diverged run
 

@@ -101,9 +101,9 @@ def record_metrics(trainer: Trainer, recorder: Recorder, step: int, metrics: dic
     if dead_steps >= trainer.config.train.dead_steps:
         classes = len(trainer.class_names)
         raise DivergedError(
-            f'dead network: every output of the last layer has been zero for {dead_steps} steps, '
-            f'so the loss stays at ln({classes}) = {math.log(classes):.6f} and no gradient flows: '
-            'use another seed, or allow train.restarts',
+            f'dead network: all logits of 95 % of the images have been 0 for {dead_steps} steps, '
+            f'so the loss stays at ln({classes}) = {math.log(classes):.6f} and almost no gradient '
+            'flows: use another seed, or allow train.restarts',
             step,
         )
 

@@ -29,7 +29,7 @@ class TrainState:
     Attributes:
       step: int32, number of updates.
       attempt: int32, number of restarts with new weights.
-      dead_steps: int32, number of consecutive steps with all logits zero.
+      dead_steps: int32, number of consecutive steps on which the network is dead, see `is_dead`.
       params: parameter tree, float32.
       opt_state: state of the optimizer.
       stats: running averages of batch normalization, float32; empty without it.
@@ -130,7 +130,7 @@ def train_steps(
             grads, state.opt_state, state.params, value=error
         )
         updates = without_frozen(updates, setup.frozen)
-        dead_steps = jnp.where(jnp.any(logits_BK != 0), 0, state.dead_steps + 1)
+        dead_steps = jnp.where(is_dead(logits_BK), state.dead_steps + 1, 0)
         params: Any = optax.apply_updates(state.params, updates)
         state = TrainState(
             state.step + 1,
@@ -149,6 +149,15 @@ def train_steps(
         'error': jnp.mean(errors),
         'dead_steps': state.dead_steps,
     }
+
+
+def is_dead(logits_BK: jax.Array) -> jax.Array:
+    """Returns whether all logits are zero for 95 % of the images or more, as a bool scalar.
+
+    The class maps' ReLU is then zero almost everywhere, and almost no gradient flows. Dropout can
+    still make the logits of a few images positive.
+    """
+    return jnp.mean(jnp.any(logits_BK != 0, axis=-1)) <= 0.05
 
 
 def without_frozen(updates: Any, frozen: int) -> Any:

@@ -11,7 +11,14 @@ from nin_jax.data.batches import example_order
 from nin_jax.models.factory import join
 from nin_jax.models.nin import apply
 from nin_jax.runs.checkpoint import digest
-from nin_jax.train.step import evaluate, loss_and_gradient, moving_average, score, train_steps
+from nin_jax.train.step import (
+    evaluate,
+    is_dead,
+    loss_and_gradient,
+    moving_average,
+    score,
+    train_steps,
+)
 from tests.helpers import assemble, tiny_config
 
 
@@ -165,6 +172,13 @@ def test_a_dead_network_is_counted_and_a_live_one_is_not(run):
         run.init_state(0), run.train(0).examples, run.preprocess, setup=run.setup, num_steps=3
     )
     assert int(metrics['dead_steps']) == 0
+
+
+@pytest.mark.parametrize(('alive', 'dead'), [(0, True), (6, True), (7, False), (128, False)])
+def test_a_network_is_dead_if_dropout_revives_a_few_images(alive, dead):
+    logits_BK = np.zeros((128, 10), np.float32)
+    logits_BK[:alive, 3] = 0.01
+    assert bool(is_dead(logits_BK)) == dead
 
 
 def test_seed_and_attempt_decide_the_weights(run):

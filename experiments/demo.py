@@ -6,7 +6,7 @@
 
 The first command uses the CIFAR-10 network of the package. The page shows the five most probable
 classes, their maps over the picture, and the maps of every layer. It consists of static files and
-runs in the visitor's browser, so any web server can serve it. Needs `pip install 'nin-jax[onnx]'`.
+runs in the visitor's browser, so any web server can serve it. Needs `pip install -e '.[onnx]'`.
 
 The browser loads ONNX Runtime Web from a CDN. --runtime=DIR copies it from a folder instead, such
 as node_modules/onnxruntime-web/dist after `npm install onnxruntime-web`.

@@ -100,7 +100,7 @@ def check_rounding(run: Trained, stored: Trained, data_dir: str | None) -> dict:
             f'--dtype=float16 moves the test error from {before / count:.2%} to '
             f'{after / count:.2%}, by more than {MOST_POINTS} points: export with --dtype=float32'
         )
-    how = 'these weights, one view an image'
+    how = 'these weights, one view per image'
     return {'scored_error': after / count, 'scored': count, 'scored_by': how}
 
 

@@ -1,4 +1,4 @@
-"""Reproduces RESULTS.md with one command.
+"""Trains the runs behind RESULTS.md, except the quickstart.
 
     python -m launch.reproduce --preset=cpu --workdir=runs/reproduce --dry-run
     python -m launch.reproduce --preset=cpu --workdir=runs/reproduce
@@ -6,9 +6,10 @@
 
 The preset `cpu` is feasible on two CPU cores: the fast and modern recipes, the ablations with the
 fast recipe, and the paper's schedules as far as possible. The preset `gpu` is the paper's full
-schedules, with five seeds each. Finished runs are skipped and interrupted runs resume. After each
-experiment, WORKDIR/RESULTS.md and its figure are rewritten. --dry-run prints every run with its
-number of images, its PFLOP, and its time on this machine, estimated from a few measured steps.
+schedules, except SVHN, and the fast and modern recipes, with five seeds each. Finished runs are
+skipped and interrupted runs resume. After each experiment, WORKDIR/RESULTS.md and its figure are
+rewritten. --dry-run prints every run with its number of images, its PFLOP, and its time on this
+machine, estimated from a few measured steps.
 Other flags, such as --config.data.dir, are passed to every run. Exit status: as launch.seeds.
 """
 

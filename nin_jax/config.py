@@ -114,7 +114,7 @@ def default_config() -> ConfigDict:
     config.optim.rule = 'sgd'  # or 'nesterov', or 'muon', with Adam for the biases
     config.optim.lr = 0.1
     config.optim.momentum = 0.9
-    config.optim.weight_decay = 1e-4  # L2 added to the gradient of weights, never of biases
+    config.optim.weight_decay = 1e-4  # of weights, not biases: L2; with 'muon', decoupled
     config.optim.bias_lr = 2.0  # times lr
     config.optim.last_layer_lr = 0.1  # times lr, for the last layer
     config.optim.backbone_lr = 1.0  # times lr, for all other layers; 0 freezes them

@@ -14,7 +14,7 @@ The schedule, learning rates and initialization are those of the authors' cuda-c
 (NIN/cifar-10_def, NIN/cifar-10_params, README.md): 200 epochs, then 30 at a tenth and 30 at a
 hundredth of the learning rate. The paper does not give the schedule of the augmented run; here it
 is the same. Measured errors are in RESULTS.md.
-Cost: 102,000 steps, 17 PFLOP: hours on a laptop's GPU, a day on two CPU cores. :modern takes 10,000
+Cost: 102,000 steps, 17 PFLOP: about a day on two CPU cores. :modern takes 10,000
 steps, 0.73 PFLOP, and gets 5.98 % (one seed, test-time augmentation); :fast takes 2,700 steps,
 0.20 PFLOP, and gets 10.43 % (mean of five seeds).
 Needs `python -m experiments.prepare cifar10`.

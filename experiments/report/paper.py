@@ -149,7 +149,7 @@ TABLES = (
         baseline='ablations:one_size,fast',
     ),
     Table(
-        "The paper's network with later recipes (not in the paper)",
+        'Later recipes (not in the paper; `:modern` of CIFAR has other layers)',
         (
             Row('CIFAR-10: NIN + Dropout', 10.41, 'cifar10'),
             Row('CIFAR-10: fast recipe', None, 'cifar10:fast'),

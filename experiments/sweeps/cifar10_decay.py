@@ -4,8 +4,8 @@
 
 Question: the paper takes weight decay and learning rate from the Maxout procedure without giving
 the values. How sensitive is the error to the authors' 0.1 and 0.0001?
-Cost: 20 trials of 8,100 steps (40,000 training images), 1.4 PFLOP each: minutes per trial on a GPU,
-a day in total on a CPU. Needs `python -m experiments.prepare cifar10`.
+Cost: 20 trials of 8,100 steps (40,000 training images), 1.4 PFLOP each: one to two
+days in total on two CPU cores. Needs `python -m experiments.prepare cifar10`.
 """
 
 from experiments.space import Sweep, choice

@@ -291,7 +291,7 @@ def import_grain() -> ModuleType:
         import grain
     except ImportError:
         raise UserError(
-            "data.residency: streaming needs the package grain: pip install 'nin-jax[stream]', or "
+            "data.residency: streaming needs the package grain: pip install -e '.[stream]', or "
             "set data.residency='device'"
         ) from None
     return grain

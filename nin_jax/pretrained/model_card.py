@@ -3,6 +3,8 @@
 import pathlib
 import statistics
 
+from ml_collections import ConfigDict
+
 from nin_jax.config import flatten
 from nin_jax.errors import CheckpointError
 from nin_jax.files import read_json
@@ -78,9 +80,9 @@ def text(
     classes, parameters = len(trained.class_names), count_parameters(trained.params)
     return f"""# Network In Network, {config.data.name}
 
-Lin, Chen and Yan's Network In Network ([arXiv 1312.4400](https://arxiv.org/abs/1312.4400)):
-{parameters:,} parameters, images of {height}x{width}x{channels}, {classes} classes:
-{_shorten(trained.class_names)}.
+A network of {len(config.model.blocks)} mlpconv layers with {_head(config)}, after Network In Network
+(Lin, Chen, Yan 2013, [arXiv 1312.4400](https://arxiv.org/abs/1312.4400)): {parameters:,} parameters,
+images of {height}x{width}x{channels}, {classes} classes: {_shorten(trained.class_names)}.
 
 | | |
 |---|---|
@@ -99,7 +101,8 @@ With the package:
 ```python
 import nin_jax
 
-logits_NK = nin_jax.load('FOLDER')(images_NHWC)  # uint8 (N, {height}, {width}, {channels})
+network = nin_jax.load('FOLDER')  # or a name of nin_jax.list_models()
+logits_NK = network(images_NHWC)  # uint8 (N, {height}, {width}, {channels})
 ```
 
 `nin_jax.load` checks the SHA-256 of `model.safetensors` against `config.json`; `.score` also
@@ -108,7 +111,7 @@ returns the class maps.
 `model.safetensors` holds the weights for everything else: `conv1.kernel` is (height, width, in,
 out), `conv1.bias` (out), then `cccp1`, ..., `conv2`, ... in the authors' names. Preprocess
 pixels by the recipe `{trained.preprocess.recipe}` of `nin_jax/data/preprocess.py`; its arrays, if
-it has any, are there too.
+it has any, are there too.{_activations(config)}
 
 ## Limits
 
@@ -123,6 +126,23 @@ it has any, are there too.
 {_settings(trained)}
 ```
 """
+
+
+def _head(config: ConfigDict) -> str:
+    return {'gap': 'global average pooling', 'fc': 'a fully connected layer'}[config.model.head]
+
+
+def _activations(config: ConfigDict) -> str:
+    """Describes the layers where they differ from the paper's."""
+    lines = []
+    if config.model.norm == 'batch':
+        lines += [
+            'Each layer but the last computes (convolution - `NAME.norm.mean`) /',
+            'sqrt(`NAME.norm.var` + 1e-5), adds `NAME.bias`, and applies the ReLU.',
+        ]
+    if config.model.class_maps == 'linear':
+        lines.append('The last layer has no ReLU.')
+    return '\n'.join(('\n', *lines)) if lines else ''
 
 
 def _programs(trained: Trained, programs: tuple[str, ...]) -> str:

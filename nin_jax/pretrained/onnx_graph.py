@@ -185,7 +185,7 @@ def compare(
     try:
         import onnxruntime
     except ImportError:
-        raise UserError("ONNX needs two more packages: pip install 'nin-jax[onnx]'") from None
+        raise UserError("ONNX needs two more packages: pip install -e '.[onnx]'") from None
     session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
     parts = range(0, len(images_NHWC), chunk)
     theirs_NK = np.concatenate(

@@ -116,5 +116,5 @@ def _onnx() -> Any:
         import onnx.helper
         import onnx.numpy_helper
     except ImportError:
-        raise UserError("ONNX needs two more packages: pip install 'nin-jax[onnx]'") from None
+        raise UserError("ONNX needs two more packages: pip install -e '.[onnx]'") from None
     return onnx

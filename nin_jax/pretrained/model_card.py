@@ -80,8 +80,8 @@ def text(
     classes, parameters = len(trained.class_names), count_parameters(trained.params)
     return f"""# Network In Network, {config.data.name}
 
-A network of {len(config.model.blocks)} mlpconv layers with {_head(config)}, after Network In Network
-(Lin, Chen, Yan 2013, [arXiv 1312.4400](https://arxiv.org/abs/1312.4400)): {parameters:,} parameters,
+{len(config.model.blocks)} mlpconv layers with {_head(config)}, after Network In Network (Lin, Chen,
+Yan 2013, [arXiv 1312.4400](https://arxiv.org/abs/1312.4400)): {parameters:,} parameters,
 images of {height}x{width}x{channels}, {classes} classes: {_shorten(trained.class_names)}.
 
 | | |

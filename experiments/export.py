@@ -58,6 +58,8 @@ def main(argv: list[str]) -> int:
     from nin_jax.pretrained import model_card, release
     from nin_jax.pretrained.trained import load_run
 
+    if SCORE.value and BUNDLE.value:
+        raise UserError('--score needs a program, and --bundle exports none: leave one out')
     dtype = DTYPE.value or ('float16' if BUNDLE.value else 'float32')
     release.check_new(out)
     use_compilation_cache()

@@ -57,6 +57,8 @@ def main(argv: list[str]) -> int:
         )
     needs_run = MODE.value in ('train', 'eval')
     workdir = cli.required(WORKDIR, cli.A_RUN, or_url=True) if needs_run else ''
+    if STEP.value is not None and MODE.value != 'eval':
+        raise UserError(f'--step={STEP.value}: only --mode=eval takes a step, leave it out')
     if DISTRIBUTED.value is not None and MODE.value != 'train':
         raise UserError(f'--mode={MODE.value} takes one process: leave --distributed away')
     if DISTRIBUTED.value is not None and is_url(workdir):

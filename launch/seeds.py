@@ -8,7 +8,6 @@ command, 75 stopped by a signal and saved: run the command again.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import sys
@@ -16,6 +15,7 @@ import sys
 from experiments import cli
 from experiments.report.groups import count_of_seeds, mean_and_std
 from launch.processes import ProcessGroup, exit_status
+from nin_jax.files import read_json
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +27,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument('--seeds', type=int, default=5, help='number of seeds, from 0')
     args, others = parser.parse_known_args(argv)
+    if any(word.lstrip('-').split('=')[0] == 'mode' for word in others):
+        return cli.print_error('--mode: launch.seeds trains; leave it out, or use experiments.main')
     if args.seeds < 1 or any(word.lstrip('-').startswith('config.seed') for word in others):
         return cli.print_error(
             '--seeds=N trains seeds 0 to N - 1: N must be at least 1; leave out --config.seed'
@@ -56,7 +58,8 @@ def run(flags: list[str]) -> int:
 
 def sentence(folders: list[pathlib.Path]) -> str:
     """Returns mean and standard deviation of the final test error and of the training time."""
-    summaries = [json.loads((folder / 'summary.json').read_text()) for folder in folders]
+    paths = [folder / 'summary.json' for folder in folders]
+    summaries = [read_json(path) for path in paths if path.exists()]  # a bug leaves none
     done = [s for s in summaries if s['status'] == 'done']
     if not done:
         return 'no seed finished'
@@ -66,9 +69,9 @@ def sentence(folders: list[pathlib.Path]) -> str:
     return (
         f'top-1 error {mean_and_std(errors)} % over {count_of_seeds(len(done))} '
         f'({", ".join(f"{e:.2f}" for e in errors)}); {mean_and_std(seconds)} s of training'
-        + (f'; {failed} diverged' if failed else '')
+        + (f'; {failed} diverged or failed' if failed else '')
     )
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(cli.guarded(main, sys.argv[1:]))

@@ -13,7 +13,7 @@ from nin_jax.data.pipeline import fit_preprocess, load_data
 from nin_jax.devices import use_compilation_cache
 from nin_jax.errors import CheckpointError, ConfigError
 from nin_jax.files import read_json
-from nin_jax.models.factory import fc_classes, layer_blocks
+from nin_jax.models.factory import check_sizes, fc_classes, layer_blocks
 from nin_jax.models.nin import count_parameters
 from nin_jax.models.summary import format_table, layer_table
 from nin_jax.pretrained.release import pretrained_weights
@@ -113,6 +113,17 @@ def sentence(summary: dict) -> str:
     return f'{summary["status"]} at step {summary["step"]:,}: {reason}'
 
 
+def check_images(config: ConfigDict, trained: ConfigDict) -> None:
+    """Raises ConfigError if the images of `config` do not fit the network of a run."""
+    chosen, own = (catalog.lookup(c.data.name) for c in (config, trained))
+    same_size = chosen.image_shape == own.image_shape or config.model.head == 'gap'
+    if chosen.image_shape[-1] != own.image_shape[-1] or not same_size:
+        raise ConfigError(
+            f'data.name={config.data.name!r}: its images are {chosen.image_shape}, but the run has '
+            f'{own.image_shape}: choose data.name={trained.data.name!r}'
+        )
+
+
 def evaluate(config: ConfigDict, workdir: str | os.PathLike, step: int | None) -> int:
     """Evaluates a run's newest checkpoint, or that at `step`, on the `data.eval` splits."""
     validate(config)
@@ -123,6 +134,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike, step: int | None) -
         check_same(folder, saved, flat_config(config), only='model.')
         trained = read_config(saved, folder / CONFIG)  # the state depends on the optimizer
         config.optim, config.train.ema = trained.optim, trained.train.ema
+        check_images(config, trained)
         trainer = make_trainer(config, load_data(config), fitted)
         keep = config.checkpoint.keep
         with Checkpoints(folder / 'checkpoints', keep, warn, read_only=True) as checkpoints:
@@ -175,6 +187,7 @@ def describe(config: ConfigDict) -> int:
     validate(config)
     dataset = catalog.lookup(config.data.name)
     blocks = layer_blocks(config, dataset.num_classes)
+    check_sizes(config, dataset.image_shape[:2])
     classes = fc_classes(config, dataset.num_classes)
     print(format_table(layer_table(blocks, dataset.image_shape, classes)))
     return 0

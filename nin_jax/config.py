@@ -340,7 +340,8 @@ def _validate_block(key: str, row: ConfigDict) -> None:
     if row.pieces < 1:
         raise ConfigError(f'{key}.pieces={row.pieces!r}: must be 1 (ReLU) or more')
     if row.init_std and (
-        len(row.init_std) != len(row.features) or not all(0 < s < 1e3 for s in row.init_std)
+        len(row.init_std) != len(row.features)
+        or not all(isinstance(s, (int, float)) and 0 < s < 1e3 for s in row.init_std)
     ):
         raise ConfigError(
             f'{key}.init_std={row.init_std!r}: must be one positive number for each '

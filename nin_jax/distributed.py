@@ -7,6 +7,7 @@ all of them, and `joined` stops a process whose peers are gone.
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import re
@@ -117,18 +118,22 @@ def parse(where: str) -> tuple[str | None, int | None, int | None]:
 def check_port(address: str) -> None:
     """Raises UserError if this machine cannot listen on the port; JAX would crash."""
     port = int(address.rpartition(':')[2])
-    try:
-        with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(('', port))
-    except OSError as e:
-        raise UserError(
-            f'--distributed={address},...: cannot listen there ({e.strerror})'
-        ) from None
+    for family in (socket.AF_INET6, socket.AF_INET):
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(('', port))
+            return
+        except OSError as e:
+            if e.errno == errno.EAFNOSUPPORT and family == socket.AF_INET6:
+                continue  # IPv6 is switched off
+            raise UserError(
+                f'--distributed={address},...: cannot listen there ({e.strerror})'
+            ) from None
 
 
 def several() -> bool:
-    """Whether this process is one of several; initializes no device."""
+    """Whether this process is one of several; a process alone initializes no device."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 

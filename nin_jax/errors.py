@@ -3,11 +3,13 @@
 Exit statuses of all entry points:
 
     0    done
-    1    the run diverged; or, with a traceback, a bug
+    1    the run diverged; in launch.preflight, it does not fit; in launch.sweep, points failed; or,
+         with a traceback, a bug
     2    the command, the config or the files must change before it can work
     75   os.EX_TEMPFAIL: the same command can succeed later: the run was stopped and saved, the disk
          is full, another process of the run was lost or late, a database is away
     130  interrupted from the keyboard
+    141  the reader of the output has exited
 """
 
 import difflib

@@ -81,12 +81,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+class LockedError(Exception):
+    """Another process holds a lock."""
+
+
 @contextlib.contextmanager
 def lock(path: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Holds an exclusive lock on a file; the system releases it when the process dies.
 
     Raises:
-      TimeoutError: another process still holds it after `wait_s` seconds.
+      LockedError: another process still holds it after `wait_s` seconds.
     """
     give_up = time.monotonic() + wait_s
     with path.open('w') as file:
@@ -96,6 +100,6 @@ def lock(path: Path, wait_s: float = 0.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= give_up:
-                    raise TimeoutError(f"another process holds '{path}'") from None
+                    raise LockedError(f"another process holds '{path}'") from None
                 time.sleep(0.2)
         yield

@@ -169,6 +169,8 @@ def _steps(key: str, duration: str, epoch: float, total: int = 0, least: int = 1
     if not match or (match[2] == '%' and not total):
         units = "'3ep' or '500steps'" + (" or '10%'" if total else '')
         raise ConfigError(f'{key}={duration!r}: write a duration as {units}')
+    if least and not float(match[1]):
+        raise ConfigError(f'{key}={duration!r}: must be above 0')
     unit = {'e': epoch, 's': 1.0, '%': total / 100}[match[2][0]]
     steps = float(match[1]) * unit
     if not steps < 2**53:  # also rejects infinity

@@ -24,11 +24,13 @@ from ml_collections import ConfigDict
 
 from experiments.configs._fast import fast
 from experiments.configs._modern import modern
-from nin_jax.config import default_config, smoke, variants
+from nin_jax.config import default_config, only_one, smoke, variants
 
 
 def get_config(arg: str = '') -> ConfigDict:
     chosen = variants(arg, 'aug', 'nodropout', 'modern', 'fast')
+    only_one(chosen & {'aug', 'modern', 'fast'})
+    only_one(chosen & {'nodropout', 'modern', 'fast'})
     config = default_config()  # the defaults are this run's values
     if 'aug' in chosen:
         config.augment.crop_pad = 4

@@ -21,11 +21,12 @@ from ml_collections import ConfigDict
 
 from experiments.configs._fast import fast
 from experiments.configs._modern import modern
-from nin_jax.config import default_config, smoke, variants
+from nin_jax.config import default_config, only_one, smoke, variants
 
 
 def get_config(arg: str = '') -> ConfigDict:
     chosen = variants(arg, 'released', 'modern', 'fast')
+    only_one(chosen & {'released', 'modern', 'fast'})
     config = default_config()
     config.data.name = 'cifar100'
     config.model.blocks.mlpconv3.features = (192, 192, 100)

@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 
 from experiments.configs._fast import fast_digits
 from experiments.configs._modern import modern_digits
-from nin_jax.config import block, default_config, smoke, variants
+from nin_jax.config import block, default_config, only_one, smoke, variants
 
 
 def get_config(arg: str = '') -> ConfigDict:
     chosen = variants(arg, 'modern', 'fast')
+    only_one(chosen & {'modern', 'fast'})
     config = default_config()
     config.data.name = 'mnist'
     config.preprocess.recipe = 'scale'

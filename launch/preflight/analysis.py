@@ -219,7 +219,13 @@ def compile_steps(
         if 'RESOURCE_EXHAUSTED' not in str(e):
             raise
         what = ' '.join(str(e).split())[:300]
-        raise UserError(f'does not fit: {what}; use more chips or a smaller batch') from None
+        raise DoesNotFit(f'does not fit: {what}; use more chips or a smaller batch') from None
+
+
+class DoesNotFit(UserError):
+    """The program needs more memory than a chip has."""
+
+    exit_status = 1
 
 
 def on(sharding: NamedSharding, tree):

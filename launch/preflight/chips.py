@@ -48,7 +48,7 @@ class Chip:
     most: int = 0
 
     def rate(self, dtype: str) -> float:
-        """Returns the FLOP/s of matrix products in 'float32' or 'bfloat16'."""
+        """Returns the FLOP/s of matrix products in 'float32'; in bfloat16 for any other dtype."""
         return self.float32_flops if dtype == 'float32' else self.flops
 
     def reduction_s(self, size: float, chips: int) -> float:

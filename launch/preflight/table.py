@@ -6,7 +6,7 @@ import pathlib
 import shlex
 import sys
 
-from launch.preflight.analysis import Report, report, target
+from launch.preflight.analysis import DoesNotFit, Report, report, target
 from nin_jax.runs.display import duration
 from nin_jax.runs.environment import commit
 
@@ -41,6 +41,7 @@ COLUMNS = (
 
 def write_table(path: pathlib.Path, prices: dict[str, float]) -> int:
     """Compiles every config for every topology and writes the table; returns the exit status."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows, fits = [], True
     for name in CONFIGS:
         for topology in TOPOLOGIES:
@@ -48,9 +49,15 @@ def write_table(path: pathlib.Path, prices: dict[str, float]) -> int:
             mesh, _ = target(topology, 0)
             # The config's batch size, or one image per chip if there are more chips.
             config.train.batch_size = max(config.train.batch_size, mesh.size)
-            result = report(config, topology)
-            fits &= result.fits
-            rows.append(row(name, result, price_of(result, prices)))
+            try:
+                result = report(config, topology)
+            except DoesNotFit:
+                cells = [name, topology, str(config.train.batch_size), 'too much']
+                rows.append(f'| {" | ".join(cells)} |' + ' |' * (len(COLUMNS) - len(cells)))
+                fits = False
+            else:
+                fits &= result.fits
+                rows.append(row(name, result, price_of(result, prices)))
             print(rows[-1], flush=True)
     head = [f'| {" | ".join(COLUMNS)} |', '|' + '---|' * len(COLUMNS)]
     path.write_text(HEAD.format(how=provenance()) + '\n'.join(head + rows) + '\n')

@@ -6,14 +6,21 @@ import json
 import pathlib
 from typing import IO
 
+from nin_jax.errors import CheckpointError
+from nin_jax.files import read_json
+
+KEYS = ('kind', 'attempt', 'step', 'epoch', 'error')
+
 
 def lines(folder: pathlib.Path) -> list[dict]:
     """Returns the run's metrics so far."""
     found = []
-    with contextlib.suppress(FileNotFoundError), open(folder / 'metrics.jsonl') as f:
+    path = folder / 'metrics.jsonl'
+    with contextlib.suppress(FileNotFoundError), open(path, errors='replace') as f:
         for text in f:
-            with contextlib.suppress(ValueError):  # an incomplete last line
-                found.append(json.loads(text))
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # an incomplete last line
+                line = json.loads(text)
+                found.append({key: line[key] for key in KEYS})
     return found
 
 
@@ -32,10 +39,10 @@ def step(metrics: list[dict]) -> int:
 
 
 def ending(folder: pathlib.Path) -> dict:
-    """Returns the run's summary.json; {'status': ''} if there is none."""
+    """Returns the run's summary.json; {'status': ''} if there is none, or a damaged one."""
     try:
-        return json.loads((folder / 'summary.json').read_text())
-    except (FileNotFoundError, ValueError):
+        return read_json(folder / 'summary.json')
+    except CheckpointError:
         return {'status': ''}
 
 

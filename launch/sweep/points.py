@@ -12,7 +12,7 @@ from experiments import cli
 from experiments.space import Axis, Sweep, choice, text
 from nin_jax import config, plan
 from nin_jax.data import cache, catalog
-from nin_jax.errors import UserError, did_you_mean
+from nin_jax.errors import UserError, did_you_mean, one_line
 
 CONFIGS = pathlib.Path('experiments/sweeps')
 SAMPLERS = ('grid', 'random', 'tpe')
@@ -36,7 +36,9 @@ def load(path: str, overrides: dict[str, str]) -> Sweep:
     except UserError:
         raise
     except Exception as e:  # a broken file can raise anything
-        raise UserError(f"sweep config '{path}' does not load: {str(e).splitlines()[0]}") from e
+        raise UserError(f"sweep config '{path}' does not load: {one_line(e)}") from e
+    if not isinstance(sweep, Sweep):
+        raise UserError(f"sweep config '{path}': get_sweep returns {sweep!r}, it must be a Sweep")
     return dataclasses.replace(sweep, fixed=sweep.fixed | overrides)
 
 
@@ -89,7 +91,8 @@ def check_point(sweep: Sweep, point: dict) -> None:
     config.validate(full)
     dataset = catalog.lookup(full.data.name)
     layer_blocks(full, dataset.num_classes)
-    plan.make_plan(full, sum(dataset.examples[p] for p in dataset.training_parts), True)
+    images = catalog.count(full.data.name, full.data.train, full.data.limit)
+    plan.make_plan(full, images, short_calls=True)
     if dataset.storage == 'tfds':
         cache.ready(full.data.name, dataset, cache.data_root(full.data.dir))
 

@@ -115,7 +115,7 @@ def beat_every(grace: int) -> int:
 
 
 def identity(sweep: Sweep) -> dict:
-    """Returns the settings that all trials of a study share, except the number of trials."""
+    """Returns the settings that identify a study; a rerun must repeat them."""
     base = flatten(cli.load_config(sweep.config, points.flags(sweep, {})))
     record = {
         'config': sweep.config,

@@ -21,7 +21,7 @@ def find(folder: str, names: list[str]) -> dict[str, Path]:
     Raises:
       DataError: the folder does not exist, or does not contain each name exactly once.
     """
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))  # an unknown ~user stays
     if not root.is_dir():
         raise DataError(f'--archives={folder} is not a folder')
     found = {name: sorted(p for p in root.rglob(name) if p.is_file()) for name in names}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nin_jax.errors import DataError, UserError, from_os_error
-from nin_jax.files import file_sha256, lock, verify_checksum, with_checksum
+from nin_jax.files import LockedError, file_sha256, lock, verify_checksum, with_checksum
 
 if TYPE_CHECKING:
     from nin_jax.data.catalog import Dataset
@@ -37,7 +37,7 @@ def data_root(data_dir: str = '') -> Path:
     chosen = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
     if '://' in chosen:
         raise DataError(f'data_dir {chosen!r} is not a local folder: copy or mount it first')
-    return Path(chosen).expanduser().absolute()
+    return Path(os.path.expanduser(chosen)).absolute()  # an unknown ~user stays
 
 
 def prepared(name: str, dataset: Dataset, root: Path) -> bool:
@@ -109,7 +109,7 @@ def locked(root: Path, name: str, wait_s: float) -> Iterator[None]:
     try:
         with lock(path, wait_s):
             yield
-    except TimeoutError:
+    except LockedError:
         raise DataError(
             f'another process is preparing {name} in {root}: wait until it is done'
         ) from None

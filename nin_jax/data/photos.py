@@ -170,6 +170,11 @@ def open_split(name: str, splits: str, data_dir: str = '', limit: int = 0) -> Ph
         if not set(part_splits) & set(wanted):
             continue
         records = _open(name, dataset, root, dataset.test_part if part == 'test' else part)
+        if class_names and records.class_names != class_names:
+            raise DataError(
+                f'{name} in {root}: the classes of its parts have different names: give the '
+                'folders of both the same names'
+            )
         class_names = records.class_names
         if len(class_names) != dataset.num_classes:
             raise DataError(

@@ -24,7 +24,7 @@ from nin_jax.data.deferred import Deferred
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.data.sources import Arrays, Source
 from nin_jax.devices import replicated
-from nin_jax.errors import CheckpointError, ConfigError, SaveError
+from nin_jax.errors import CheckpointError, ConfigError, DataError, SaveError
 from nin_jax.files import user_cache
 from nin_jax.version import __version__
 
@@ -77,6 +77,13 @@ def load_data(config: ConfigDict) -> Data:
       ConfigError, DataError: see `open_source`; or the images of the processes differ.
     """
     data = Data(open_source(config, config.data.train), open_source(config, config.data.eval))
+    if not len(data.eval):
+        raise DataError(f'data.eval={config.data.eval!r}: {config.data.name} has no such images')
+    if data.train.class_names != data.eval.class_names:
+        raise DataError(
+            f"{config.data.name}: the classes of '{config.data.train}' and '{config.data.eval}' "
+            'have different names: give their folders the same names'
+        )
     distributed.check_same('images', lambda: data.train.fingerprint() + data.eval.fingerprint())
     return data
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from nin_jax.data import archives, cache
 from nin_jax.data.catalog import Dataset, lookup
-from nin_jax.errors import DataError, one_line
+from nin_jax.errors import DataError, from_os_error, one_line
 
 
 def prepare(name: str, data_dir: str = '', archives_dir: str = '') -> None:
@@ -93,7 +93,10 @@ def _run_tfds(name: str, dataset: Dataset, work: Path, root: Path, archives_dir:
         except Exception as error:  # of any type: a full disk, a truncated file, ...
             paths = ', '.join(str(path) for path in files.values())
             reason = f'{type(error).__name__}: {one_line(error)}'
-            raise DataError(f'{name} cannot be made from {paths} ({reason})') from error
+            failure = DataError(f'{name} cannot be made from {paths} ({reason})')
+            if isinstance(error, OSError):  # a full disk is temporary
+                failure.exit_status = from_os_error(error).exit_status
+            raise failure from error
 
 
 def _official_files(name: str, builder: Any, root: Path, archives_dir: str) -> dict[str, Path]:

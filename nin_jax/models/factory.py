@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from nin_jax.config import Block
 from nin_jax.errors import ConfigError
-from nin_jax.models.nin import NIN
+from nin_jax.models.nin import NIN, block_size, conv_size
 
 
 def layer_blocks(config: ConfigDict, num_classes: int) -> tuple[Block, ...]:
@@ -24,6 +24,20 @@ def layer_blocks(config: ConfigDict, num_classes: int) -> tuple[Block, ...]:
             f"classes: end it in {num_classes}, or choose model.head='fc'"
         )
     return tuple(Block(**row) for row in config.model.blocks.values())
+
+
+def check_sizes(config: ConfigDict, size: tuple[int, int]) -> None:
+    """Raises ConfigError if a block leaves no pixel of images of this height and width."""
+    images = 'x'.join(map(str, size))
+    for name, row in config.model.blocks.items():
+        block = Block(**row)
+        before, size = size, conv_size(size, block)
+        if min(size) < 1:
+            raise ConfigError(
+                f'model.blocks.{name}.kernel={block.kernel}: too large, because its input is '
+                f'{"x".join(map(str, before))} for images of {images}'
+            )
+        size = block_size(before, block)
 
 
 def fc_classes(config: ConfigDict, num_classes: int) -> int:
@@ -46,9 +60,10 @@ def make_model(
       key: PRNG key for the initialization.
 
     Raises:
-      ConfigError: see `layer_blocks`.
+      ConfigError: see `layer_blocks` and `check_sizes`.
     """
     height, width, channels = image_shape
+    check_sizes(config, (height, width))
     mixed = config.dtype == 'mixed'
     return NIN(
         layer_blocks(config, num_classes),

@@ -79,7 +79,7 @@ class Conv(nnx.Module):
             else None
         )
         self.stride, self.dtype = stride, dtype
-        self.operands = operands if kernel == 1 else None
+        self.operands = operands if kernel == stride == 1 else None
 
     def __call__(
         self, x_BHWC: jax.Array, training: bool = False, *, relu: bool = False

@@ -16,7 +16,7 @@ import numpy as np
 
 from nin_jax.errors import CheckpointError
 from nin_jax.runs import tensorboard
-from nin_jax.runs.display import ProgressDisplay, duration
+from nin_jax.runs.display import ProgressDisplay, duration, warn
 
 
 class Stopwatch:
@@ -147,21 +147,26 @@ class Metrics:
 
     def _drop_lines_past(self, first: tuple[int, int], digest: str | None) -> None:
         """Keeps the lines up to (attempt, step), and drops an incomplete last line."""
-        temporary = self._path.with_suffix('.tmp')
+        temporary, damaged = self._path.with_suffix('.tmp'), False
         with open(temporary, 'w') as kept:
             if self._path.exists() and first != (0, 0):
                 with open(self._path, errors='replace') as lines:
                     for text in lines:
-                        with contextlib.suppress(ValueError, KeyError, TypeError):
+                        try:
                             line = check_line(json.loads(text))
-                            place = line['attempt'], line['step']
-                            if place[0] < first[0] or place <= first:
-                                text = text.rstrip('\n') + '\n'  # the last may have lost it
-                                self._keep(line, text)
-                                kept.write(text)
+                        except (ValueError, KeyError, TypeError):
+                            damaged = True
+                            continue
+                        place = line['attempt'], line['step']
+                        if place[0] < first[0] or place <= first:
+                            text = text.rstrip('\n') + '\n'  # the last may have lost it
+                            self._keep(line, text)
+                            kept.write(text)
             kept.flush()
             os.fsync(kept.fileno())
-        if digest not in (None, self._sha.hexdigest()):
+        if digest is not None and not (self._shown or damaged):
+            warn(f"'{self._path}' is missing: continuing without its earlier lines")
+        elif digest not in (None, self._sha.hexdigest()):
             temporary.unlink()
             raise CheckpointError(
                 f"'{self._path}' is damaged: it does not match the checkpoint at step {first[1]}; "

@@ -89,17 +89,9 @@ class Recorder:
                     self._plan.steps_per_epoch,
                     first=(int(state.attempt), int(state.step)),
                     clock=self.clock,
-                    digest=self._metrics_digest(meta),
+                    digest=meta.get('metrics'),
                 )
         return state
-
-    def _metrics_digest(self, meta: dict) -> str | None:
-        """Returns the SHA-256 of metrics.jsonl at the checkpoint; None if any content is valid."""
-        path = self._run.path / 'metrics.jsonl'
-        if 'metrics' in meta and not path.exists():
-            warn(f"'{path}' is missing: continuing without its earlier lines")
-            return None
-        return meta.get('metrics')
 
     def train(self, step: int, loss: float, error: float) -> None:
         """Records a call that ended at `step`, with mean loss and top-1 error of its batches."""

@@ -21,7 +21,7 @@ from nin_jax.config import FREE_TO_CHANGE, block, default_config, flatten
 from nin_jax.data import preprocess
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.errors import CheckpointError, UserError
-from nin_jax.files import lock, read_json, write_json
+from nin_jax.files import LockedError, lock, read_json, write_json
 from nin_jax.runs.display import warn
 
 CONFIG, PREPROCESS, SUMMARY = 'config.json', 'preprocess.npz', 'summary.json'
@@ -155,20 +155,21 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     try:
         with lock(workdir / '.lock'):
             yield
-    except TimeoutError:
+    except LockedError:
         raise UserError(
             f"another process is running in '{workdir}': wait for it, or name another --workdir"
         ) from None
 
 
 def write_or_check_config(workdir: pathlib.Path, flat: dict) -> None:
-    """Writes config.json at the first start of a run; later checks the config against it.
+    """Writes config.json before the first step of a run; later checks the config against it.
 
     Raises:
       CheckpointError: the folder belongs to a run with another config.
     """
     path = workdir / CONFIG
-    if not path.exists():
+    if not has_started(workdir):
+        forget(workdir)
         write_json(path, flat)
         return
     check_same(workdir, read_json(path), flat)

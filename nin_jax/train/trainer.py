@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from nin_jax import distributed
+from nin_jax.data import catalog
 from nin_jax.data.augment import Augment
 from nin_jax.data.batches import DeviceSplit
 from nin_jax.data.catalog import Dataset
@@ -25,7 +26,7 @@ from nin_jax.devices import (
     replicated,
 )
 from nin_jax.errors import ConfigError
-from nin_jax.models.factory import abstract_model, join, make_model, split_weights
+from nin_jax.models.factory import abstract_model, check_sizes, join, make_model, split_weights
 from nin_jax.plan import Plan, make_plan
 from nin_jax.train.finetune import take_over
 from nin_jax.train.optimizer import make_optimizer
@@ -94,6 +95,7 @@ def make_trainer(
     plan = make_plan(config, len(data.train), streamed or is_cpu(mesh))
     for _, side in plan.image_sizes:
         check_side(data.train, side)
+        check_sizes(config, (side, side))
     setup, init_state = make_setup(config, plan, mesh, data.image_shape, len(data.class_names))
     placed = distributed.place(fitted, replicated(mesh))
     place = functools.partial(
@@ -182,10 +184,10 @@ def make_setup(
 def state_shapes(config: ConfigDict, dataset: Dataset) -> TrainState:
     """Returns the shapes of the state of a run on `dataset`, on one device, without its data.
 
-    They include the state of the optimizer, which a checkpoint's checksum covers. They do not
-    depend on the number of images.
+    They include the state of the optimizer, which a checkpoint's checksum covers.
     """
-    plan = make_plan(config, sum(dataset.examples.values()), short_calls=True)
+    images = catalog.count(config.data.name, config.data.train, config.data.limit)
+    plan = make_plan(config, images, short_calls=True)
     mesh = local_mesh()
     _, init_state = make_setup(config, plan, mesh, dataset.image_shape, dataset.num_classes)
     return shapes_on(mesh, init_state)

@@ -15,6 +15,7 @@ from nin_jax import commands
 from nin_jax.config import block
 from nin_jax.data import cache, catalog, photos
 from nin_jax.data.photos import cut, open_split
+from nin_jax.data.pipeline import load_data
 from nin_jax.data.preprocess import mean_color
 from nin_jax.devices import make_mesh
 from nin_jax.errors import ConfigError, DataError
@@ -72,6 +73,21 @@ def config_of(folder):
     rows['mlpconv2'] = block((8, 3), kernel=3, init_std=())
     config.model.blocks = ConfigDict(rows)
     return config
+
+
+@pytest.mark.parametrize('wrong', ['other names', 'no images'])
+def test_validation_folders_that_do_not_fit_are_refused(insects, folder, tmp_path, wrong):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for i, name in enumerate(CLASSES):
+        here = tmp_path / 'insects' / 'validation' / name
+        if wrong == 'other names':
+            here.rename(here.with_name(str(i)))
+        else:
+            shutil.rmtree(here)
+            here.mkdir()
+    words = {'other names': 'different names', 'no images': "data.eval='test'"}[wrong]
+    with pytest.raises(DataError, match=words):
+        load_data(config_of(tmp_path))
 
 
 # ---- the network ----------------------------------------------------------------------------

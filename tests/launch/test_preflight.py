@@ -7,12 +7,13 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from launch.preflight import analysis, gpus, hlo
+from launch.preflight import analysis, gpus, hlo, table
 from launch.preflight.__main__ import parse_prices
 from launch.preflight.chips import Chip, tpu_slice
 from nin_jax.data import catalog, datasets
@@ -117,6 +118,19 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 }
 """
     assert hlo.step_costs(program, 1) == (32, {'all-reduce': (1, 16)})
+
+
+def test_a_topology_that_is_too_small_is_a_row(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise analysis.DoesNotFit('does not fit: 80 GiB')
+
+    monkeypatch.setattr(table, 'report', refuse)
+    monkeypatch.setattr(table, 'target', lambda *_: (SimpleNamespace(size=256), None))
+    path = tmp_path / 'new' / 'preflight.md'
+    assert table.write_table(path, {}) == 1
+    rows = path.read_text().splitlines()[-24:]
+    assert rows[0].startswith('| mnist | h100:1 | 256 | too much | |')
+    assert {row.count('|') for row in rows} == {len(table.COLUMNS) + 1}
 
 
 def test_rows_of_a_table_count_and_not_the_table():

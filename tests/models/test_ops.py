@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 from jax.test_util import check_grads
 
 from nin_jax.models import ops
 from nin_jax.models.factory import make_model
+from nin_jax.models.nin import Conv
 from tests.helpers import load_page
 
 
@@ -358,3 +360,8 @@ def test_mixed_is_of_1x1_convolutions_only(dtype):
     bfloat16 = jnp.dtype('bfloat16') if dtype == 'mixed' else None
     assert operands == {'conv': None, 'cccp1': bfloat16, 'cccp2': bfloat16}
     assert layers['conv'].dtype == jnp.float32
+
+
+def test_mixed_keeps_the_stride_of_a_1x1_convolution():
+    conv = Conv(3, 4, 1, init_std=None, stride=2, operands=jnp.dtype('bfloat16'), rngs=nnx.Rngs(0))
+    assert conv(jnp.ones((2, 9, 9, 3))).shape == (2, 5, 5, 4)

@@ -1,10 +1,14 @@
 """The folder of a run: what a run that never started leaves behind."""
 
+import errno
+
 import pytest
 from helpers import tiny_config
 
 from nin_jax import commands
-from nin_jax.errors import ConfigError
+from nin_jax.errors import CheckpointError, ConfigError, UserError
+from nin_jax.runs.metrics import Metrics, Stopwatch
+from nin_jax.runs.workdir import flat_config, locked, write_or_check_config
 
 
 def test_a_corrected_command_is_accepted(tmp_path):
@@ -28,3 +32,52 @@ def test_a_run_that_has_started_keeps_its_config(tmp_path):
     with pytest.raises(Exception, match='damaged'):
         commands.train(config, tmp_path, command='')
     assert (tmp_path / 'config.json').exists()
+
+
+def test_a_config_can_change_until_the_first_step(tmp_path):
+    """Ctrl-C or a kill while the data are read leaves config.json behind."""
+    config = tiny_config()
+    write_or_check_config(tmp_path, flat_config(config))
+    config.optim.lr = 0.01
+    write_or_check_config(tmp_path, flat_config(config))
+    (tmp_path / 'metrics.jsonl').write_text('{}\n')
+    config.optim.lr = 0.02
+    with pytest.raises(CheckpointError, match=r'optim\.lr=0\.01'):
+        write_or_check_config(tmp_path, flat_config(config))
+
+
+def test_a_slow_disk_is_not_another_process(tmp_path):
+    with pytest.raises(TimeoutError), locked(tmp_path):
+        raise TimeoutError(errno.ETIMEDOUT, 'Connection timed out')
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match='another process is running'),
+        locked(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ('text', 'accepted'),
+    [
+        ('', True),  # deleted, and the run was killed again before the next checkpoint
+        ('{"kind": "eval", "attempt": 0, "step": 12, "loss": 1, "error": 1}\n', True),
+        ('{"kind": "eval", "attempt": 0, "step": 8, "loss": 1, "error": 1}\n', False),
+        ('{"kind": "eval"}\n', False),
+    ],
+)
+def test_deleted_metrics_are_accepted_twice(tmp_path, capsys, text, accepted):
+    (tmp_path / 'metrics.jsonl').write_text(text)
+
+    def resume():
+        Metrics(
+            tmp_path, 24, 32, 8, first=(0, 8), clock=Stopwatch(), digest='of other lines'
+        ).close()
+
+    if accepted:
+        resume()
+        assert 'metrics.jsonl' in capsys.readouterr().err
+        assert (tmp_path / 'metrics.jsonl').read_text() == ''
+    else:
+        with pytest.raises(CheckpointError, match='is damaged'):
+            resume()

@@ -633,6 +633,7 @@ def test_a_run_from_before_the_recipe_resumes(tmp_path):
     """Its config.json lacks the new keys, its checkpoint the new parts of the state."""
     config = small_config()
     workdir.write_or_check_config(tmp_path, workdir.flat_config(config))
+    (tmp_path / 'metrics.jsonl').write_text('{}\n')  # the run has started
     path = tmp_path / 'config.json'
     write_json(path, {k: v for k, v in read_json(path).items() if 'cutmix' not in k})
     workdir.write_or_check_config(tmp_path, workdir.flat_config(config))
@@ -652,3 +653,12 @@ def test_statistics_and_averages_come_back_from_a_checkpoint(tmp_path):
         restored, meta = checkpoints.restore(state)
     assert digest(restored) == meta['digest'] == digest(state)
     assert jax.tree.leaves(restored.stats) and jax.tree.leaves(restored.ema)
+
+
+def test_a_seed_that_ends_with_a_bug_leaves_the_others_their_sentence(tmp_path):
+    for seed, error in ((0, 0.1), (1, 0.2)):
+        (tmp_path / f'seed{seed}').mkdir()
+        record = {'status': 'done', 'final_error': error, 'seconds': {'train': 60.0}}
+        write_json(tmp_path / f'seed{seed}' / 'summary.json', record)
+    text = seeds.sentence([tmp_path / f'seed{seed}' for seed in range(3)])
+    assert '(10.00, 20.00)' in text and text.endswith('1 diverged or failed')

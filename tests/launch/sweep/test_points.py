@@ -12,8 +12,9 @@ from launch import devices
 from launch.sweep import __main__ as entry
 from launch.sweep import points
 from nin_jax.config import flatten
-from nin_jax.data import cache
+from nin_jax.data import cache, catalog
 from nin_jax.errors import UserError
+from nin_jax.train.trainer import state_shapes
 
 TINY = str(TINY_PAGE)
 CONFIGS = sorted((ROOT / 'experiments' / 'sweeps').glob('[!_]*.py'))
@@ -61,6 +62,34 @@ def test_a_mistake_in_a_sweep_config_gets_one_sentence(wrong, words):
     default = {'config': TINY} | ({'sampler': 'grid'} if 'space' in wrong else {})
     with pytest.raises(UserError, match=re.escape(words)):
         points.check(Sweep(**(default | wrong)))
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('assert 1 == 2', 'does not load'),
+        ('def get_sweep():\n    3', 'it must be a Sweep'),
+    ],
+)
+def test_a_broken_sweep_file_gets_one_sentence(tmp_path, text, words):
+    (tmp_path / 'sweep.py').write_text(text)
+    with pytest.raises(UserError, match=words):
+        points.load(str(tmp_path / 'sweep.py'), {})
+
+
+def test_a_warmup_is_checked_with_the_images_that_a_trial_trains_on(monkeypatch):
+    """40,000 of the 60,000 images of CIFAR-10: 938 steps, of 1,000."""
+    monkeypatch.setattr(cache, 'ready', lambda *_: None)
+    keys = {
+        'train.duration': '1000steps',
+        'optim.schedule': 'one_cycle',
+        'optim.warmup': '3ep',
+        'optim.drops': '',
+    }
+    sweep = Sweep(config='experiments/configs/cifar10.py', points=(keys,))
+    points.check(sweep)
+    config = cli.load_config(sweep.config, points.flags(sweep, keys))
+    state_shapes(config, catalog.lookup('cifar10'))  # as in opening the finished run
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from nin_jax import distributed
 from nin_jax.data.batches import Batches, Examples
@@ -148,13 +149,18 @@ class Scoring:
     def __init__(self, trainer: Trainer, state: TrainState, recorder: Recorder):
         self._trainer, self._recorder = trainer, recorder
         self._program = eval_program(trainer, state, recorder.clock)
+        self._dead_maps = 0
 
     def __call__(self, state: TrainState) -> float:
         self._program(0)  # compiles before the clock starts
         with self._recorder.clock('eval'):
-            loss, errors = score(self._trainer, state.weights, self._program)
+            loss, errors, dead_maps = score(self._trainer, state.weights, self._program)
         error = errors / len(self._trainer.eval)
         self._recorder.eval(int(state.step), loss, error, errors)
+        if dead_maps != self._dead_maps:
+            self._dead_maps, maps = dead_maps, len(self._trainer.class_names)
+            fix = '; model.class_bias above 0 prevents it' if dead_maps else ''
+            self._recorder.note(f'{dead_maps} of {maps} class maps are zero for all images{fix}')
         if self._trainer.config.eval.pictures:
             with self._recorder.clock('eval'):
                 drawn_HWC = class_maps(self._trainer, state.weights, self._shown)
@@ -166,14 +172,19 @@ class Scoring:
         return shown_examples(self._trainer)
 
 
-def score(trainer: Trainer, weights: dict, program: Callable) -> tuple[float, int]:
-    """Returns mean cross-entropy (nats) and number of errors on the evaluation split."""
-    loss, errors = 0.0, 0
+def score(trainer: Trainer, weights: dict, program: Callable) -> tuple[float, int, int]:
+    """Evaluates the weights on the evaluation split.
+
+    Returns mean cross-entropy (nats), number of errors, and number of classes whose logit is zero
+    for all images.
+    """
+    loss, errors, alive_K = 0.0, 0, np.zeros(len(trainer.class_names), bool)
     for part in trainer.eval.parts():
         scores = jax.device_get(program(len(part))(weights, part, trainer.preprocess))
         loss += float(scores['loss']) * len(part)
         errors += int(scores['errors'])
-    return loss / len(trainer.eval), errors
+        alive_K |= scores['alive_K']
+    return loss / len(trainer.eval), errors, int(np.sum(~alive_K))
 
 
 def eval_program(trainer: Trainer, state: TrainState, clock: Stopwatch) -> Callable:

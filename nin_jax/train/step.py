@@ -228,14 +228,15 @@ def cross_entropy(logits_BK: jax.Array, targets_B: jax.Array) -> jax.Array:
 def evaluate(
     weights: dict, examples: Examples, preprocess: Preprocess, *, setup: Setup
 ) -> dict[str, jax.Array]:
-    """Evaluates every example once: 'loss' (mean, nats) and 'errors' (a count).
+    """Evaluates every example once: 'loss' (mean, nats), 'errors' (a count) and 'alive_K'.
 
-    `weights` are `TrainState.weights`; the logits are means over the views of `setup.tta`.
+    'alive_K' is whether the class's logit is other than zero for any image. `weights` are
+    `TrainState.weights`; the logits are means over the views of `setup.tta`.
     """
     n, batch_size = len(examples.labels), setup.eval_batch_size
     positions = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
 
-    def one_batch(sums: tuple, positions_B: jax.Array) -> tuple[tuple, None]:
+    def one_batch(sums: tuple, positions_B: jax.Array) -> tuple[tuple, jax.Array]:
         x_BHWC, labels_B = take_batch(
             examples, jnp.minimum(positions_B, n - 1), preprocess, setup.mesh
         )
@@ -243,10 +244,11 @@ def evaluate(
         losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
         real_B = positions_B < n  # masks the padding of the last batch
         wrong_B = real_B & (jnp.argmax(logits_BK, axis=-1) != labels_B)
-        return (sums[0] + jnp.sum(losses_B * real_B), sums[1] + jnp.sum(wrong_B)), None
+        sums = sums[0] + jnp.sum(losses_B * real_B), sums[1] + jnp.sum(wrong_B)
+        return sums, jnp.any(logits_BK != 0, axis=0)
 
-    (loss, errors), _ = jax.lax.scan(one_batch, (jnp.float32(0), jnp.int32(0)), positions)
-    return {'loss': loss / n, 'errors': errors}
+    (loss, errors), alive_NK = jax.lax.scan(one_batch, (jnp.float32(0), jnp.int32(0)), positions)
+    return {'loss': loss / n, 'errors': errors, 'alive_K': jnp.any(alive_NK, axis=0)}
 
 
 def score(setup: Setup, weights: dict, x_BHWC: jax.Array) -> jax.Array:

@@ -79,6 +79,12 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def memory_bytes(device: jax.Device) -> int:
+    """Returns the memory of a device that JAX can use; of a CPU, the machine's."""
+    machine = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return (device.memory_stats() or {}).get('bytes_limit', machine)
+
+
 def use_compilation_cache() -> None:
     """Turns on JAX's persistent compilation cache (JAX_COMPILATION_CACHE_DIR or the user's)."""
     folder = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(user_cache() / 'xla')

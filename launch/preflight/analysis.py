@@ -25,7 +25,7 @@ from nin_jax.data import catalog
 from nin_jax.data.batches import Batches, Examples
 from nin_jax.data.catalog import lookup
 from nin_jax.data.preprocess import PRECOMPUTED, Preprocess
-from nin_jax.devices import is_cpu, make_mesh
+from nin_jax.devices import is_cpu, make_mesh, replicated
 from nin_jax.errors import UserError
 from nin_jax.models.factory import fc_classes, layer_blocks
 from nin_jax.models.summary import layer_table
@@ -117,7 +117,7 @@ def report(config: ConfigDict, topology: str) -> Report:
     plan = make_plan(config, images, streamed or is_cpu(mesh))
     setup, init_state = make_setup(config, plan, mesh, dataset.image_shape, dataset.num_classes)
 
-    replicated = NamedSharding(mesh, PartitionSpec())
+    everywhere = replicated(mesh)
     on_gpu = topology.partition(':')[0] in GPUS
     pieces = setup.batch_size // setup.microbatch  # the loop's body is counted once
     start = time.perf_counter()
@@ -126,11 +126,11 @@ def report(config: ConfigDict, topology: str) -> Report:
             jax.eval_shape(init_state, 0),
             abstract_batches(config, setup, plan)
             if streamed
-            else on(replicated, abstract_examples(config, images)),
+            else on(everywhere, abstract_examples(config, images)),
             abstract_preprocess(config),
             setup,
             plan.steps_per_call,
-            replicated,
+            everywhere,
             dump_options(folder) if on_gpu else {},
         )
         launches = step_launches(folder, plan.steps_per_call, pieces)
@@ -160,7 +160,7 @@ def report(config: ConfigDict, topology: str) -> Report:
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        test_images=0 if streamed else resident_bytes(abstract_examples(config, test), replicated),
+        test_images=0 if streamed else resident_bytes(abstract_examples(config, test), everywhere),
         memory=chip.memory,
         model_flops=6.0 * sum(row.macs for row in rows) * config.train.batch_size,
         flops=flops,

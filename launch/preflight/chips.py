@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import math
-import os
 import re
 import time
 from typing import Any
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from nin_jax.devices import mesh_of
+from nin_jax.devices import memory_bytes, mesh_of
 from nin_jax.errors import UserError
 
 
@@ -119,9 +118,7 @@ def measured_chip(device: Any, size: int = 2048) -> Chip:
     flops = 2 * size**3 / best_seconds(jax.jit(jnp.matmul), a_NN, a_NN)
     x_N = jax.device_put(jnp.ones(2**25, jnp.float32), device)
     rate = 2 * x_N.nbytes / best_seconds(jax.jit(lambda x: x + 1), x_N)
-    stats = device.memory_stats() or {}
-    ram = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return Chip(flops, flops, stats.get('bytes_limit', ram), rate, link_rate=rate)
+    return Chip(flops, flops, memory_bytes(device), rate, link_rate=rate)
 
 
 def best_seconds(program, *arguments, tries: int = 5) -> float:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable
 
 import jax
@@ -23,7 +22,7 @@ from nin_jax.data.catalog import lookup
 from nin_jax.data.deferred import Deferred
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.data.sources import Arrays, Source
-from nin_jax.devices import replicated
+from nin_jax.devices import memory_bytes, replicated
 from nin_jax.errors import CheckpointError, ConfigError, DataError, SaveError
 from nin_jax.files import user_cache
 from nin_jax.version import __version__
@@ -138,9 +137,7 @@ def is_streamed(config: ConfigDict, mesh: jax.sharding.Mesh, data: Data) -> bool
     needed = sum(
         pixel_bytes * len(s) * int(np.prod(s.image_shape)) for s in (data.train, data.eval)
     )
-    stats = mesh.local_devices[0].memory_stats() or {}
-    host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return needed > stats.get('bytes_limit', host) / 2
+    return needed > memory_bytes(mesh.local_devices[0]) / 2
 
 
 def place_split(

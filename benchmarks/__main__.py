@@ -16,18 +16,21 @@ import pathlib
 import sys
 
 from benchmarks import backends, peak_flops, recipe, scaling, startup, tables, throughput
-from benchmarks.environment import environment
+from benchmarks.environment import environment, positive
+from experiments import cli
 
 PARTS = ('throughput', 'recipe', 'startup', 'scaling')
 
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
-    results = environment() | {'peak_flops': peak_flops.measure(), 'throughput': []}
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    peak = peak_flops.measure(limit=options.limit)
+    results = environment() | {'peak_flops': peak, 'throughput': []}
 
     def keep() -> None:  # after each table, so that an interrupted run keeps its results
         if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(results, indent=1) + '\n')
             options.out.with_suffix('.md').write_text(tables.report(results))
 
@@ -43,8 +46,8 @@ def main(argv: list[str]) -> int:
                     limit=options.limit,
                 )
                 results['throughput'] += rows
-                print(tables.throughput(rows, results['peak_flops']), flush=True)
                 keep()
+                print(tables.throughput(rows, results['peak_flops']), flush=True)
     if 'recipe' in options.parts:
         results['recipe'] = recipe.measure(
             options.recipe,
@@ -53,16 +56,16 @@ def main(argv: list[str]) -> int:
             rounds=options.rounds,
             limit=options.limit,
         )
+        keep()
         print(tables.recipe(results['recipe']), flush=True)
-        keep()
     if 'startup' in options.parts:
-        results['startup'] = startup.measure(options.repeats)
+        results['startup'] = startup.measure(options.repeats, options.limit)
+        keep()
         print(tables.startup(results['startup']), flush=True)
-        keep()
     if 'scaling' in options.parts:
-        results['scaling'] = scaling.measure(options.networks[0], options.repeats)
-        print(tables.scaling(results['scaling']), flush=True)
+        results['scaling'] = scaling.measure(options.networks[0], options.repeats, options.limit)
         keep()
+        print(tables.scaling(results['scaling']), flush=True)
     return 0
 
 
@@ -79,13 +82,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
         return split
 
-    def positive(text: str) -> int:
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
-        return int(text)
-
     def positives(text: str) -> list[int]:
         return [positive(word) for word in text.split(',')]
+
+    def json_file(text: str) -> pathlib.Path:
+        if not text.endswith('.json'):
+            raise argparse.ArgumentTypeError(f'{text!r} does not end in .json')
+        return pathlib.Path(text)
 
     def choice(flag: str, known, default: list[str]):
         parser.add_argument(
@@ -106,10 +109,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         '--limit', type=positive, default=600, help='seconds to wait for one measurement'
     )
     parser.add_argument(
-        '--out', type=pathlib.Path, help='JSON file to write; a Markdown file goes beside it'
+        '--out', type=json_file, help='JSON file to write; a Markdown file goes beside it'
     )
     return parser.parse_args(argv)
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(cli.guarded(main, sys.argv[1:]))

@@ -49,8 +49,10 @@ def measure(
                 if 'failed' in row:
                     continue
                 seconds = ask(pipes[variant], mode, limit)
-                if isinstance(seconds, str):
-                    row['failed'] = seconds
+                if isinstance(seconds, str):  # a late answer would be taken for the next one
+                    processes[variant].kill()
+                    for other in modes:
+                        rows[variant, other].setdefault('failed', seconds)
                 else:
                     row['rounds_s'].append(seconds)
     for variant, process in processes.items():
@@ -59,7 +61,7 @@ def measure(
         if process.is_alive():
             process.kill()
         for mode in modes:
-            rows[variant, mode]['peak_memory_bytes'] = peak
+            rows[variant, mode]['peak_memory_bytes'] = None if isinstance(peak, str) else peak
     return list(rows.values())
 
 

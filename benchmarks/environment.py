@@ -1,5 +1,6 @@
 """Describes the conditions of a benchmark: command, commit, versions, hardware."""
 
+import argparse
 import importlib.metadata
 import os
 import pathlib
@@ -53,3 +54,10 @@ def gpu() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ''
     return '; '.join(done.stdout.split('\n')).strip('; ') if done.returncode == 0 else ''
+
+
+def positive(text: str) -> int:
+    """Parses a command-line argument that is a positive integer."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
+    return int(text)

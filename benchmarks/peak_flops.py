@@ -4,17 +4,31 @@ import multiprocessing
 import statistics
 import time
 
+from nin_jax.errors import RetryError
+
 SLOWEST_S = 5.0  # of a call
 
 
-def measure(size: int | None = None, repeats: int = 9) -> dict[str, float]:
-    """Returns {dtype: FLOP/s}, the median of the faster library; each in a separate process."""
+def measure(
+    size: int | None = None, repeats: int = 9, limit: float | None = None
+) -> dict[str, float]:
+    """Returns {dtype: FLOP/s}, the median of the faster library; each in a separate process.
+
+    Raises:
+      RetryError: a library needs more than `limit` seconds, or its process died.
+    """
     context = multiprocessing.get_context('spawn')
     best: dict[str, float] = {}
     for library in (of_jax, of_torch):
         with context.Pool(1) as pool:
-            for dtype, rate in pool.apply(library, (size, repeats)).items():
-                best[dtype] = max(best.get(dtype, 0.0), rate)
+            try:
+                rates = pool.apply_async(library, (size, repeats)).get(limit)
+            except multiprocessing.TimeoutError:
+                raise RetryError(
+                    f'no peak of matrix products in {limit:.0f} s: free memory, or raise --limit'
+                ) from None
+        for dtype, rate in rates.items():
+            best[dtype] = max(best.get(dtype, 0.0), rate)
     return best
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.environment import positive
 from experiments.configs import quickstart
 from nin_jax.config import block
 from nin_jax.data.batches import Examples
@@ -73,14 +74,15 @@ def measure(name: str, replicas: int, steps: int, rounds: int) -> tuple[float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('--replicas', type=int, default=4)
-    parser.add_argument('--steps', type=int, default=4, help='steps per dispatch')
-    parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--networks', default='tiny,quickstart')
+    parser.add_argument('--replicas', type=positive, default=4)
+    parser.add_argument('--steps', type=positive, default=4, help='steps per dispatch')
+    parser.add_argument('--rounds', type=positive, default=3)
+    known = ['tiny', 'quickstart']
+    parser.add_argument('--networks', nargs='+', choices=known, default=known)
     args = parser.parse_args()
     print(f'{jax.devices()[0].device_kind}, {args.replicas} replicas, replica-steps per second')
     print(f'{"network":12} {"sequential":>18} {"vmapped":>10} {"ratio":>7}')
-    for name in args.networks.split(','):
+    for name in args.networks:
         sequential, together = measure(name, args.replicas, args.steps, args.rounds)
         ratio = together / sequential
         print(f'{name:12} {sequential:18.2f} {together:10.2f} {ratio:7.2f}', flush=True)

@@ -1,5 +1,6 @@
 """Measures how the time of a training step scales, and the overhead of the training loop."""
 
+import functools
 import json
 import os
 import pathlib
@@ -14,29 +15,34 @@ from benchmarks.environment import gpu
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def measure(network: str, repeats: int) -> dict[str, list[dict]]:
-    """Measures by batch size, number of images and number of devices, and the loop's overhead."""
+def measure(network: str, repeats: int, limit: float) -> dict[str, list[dict]]:
+    """Measures by batch size, number of images and number of devices, and the loop's overhead.
+
+    A measurement that takes more than `limit` seconds fails.
+    """
+    run = functools.partial(child, limit)
     return {
         'by_batch': [
-            child('step', network, batch, 1024, repeats) for batch in (16, 32, 64, 128, 256)
+            run('step', network, batch, 1024, repeats) for batch in (16, 32, 64, 128, 256)
         ],
         'by_images': [
-            child('step', network, 128, images, repeats) for images in (1024, 10_000, 50_000)
+            run('step', network, 128, images, repeats) for images in (1024, 10_000, 50_000)
         ],
-        'by_devices': by_devices(network, repeats),
+        'by_devices': by_devices(network, repeats, limit),
         'loop': [
-            child('loop', network, 128, 2048, repeats),
-            child('loop', 'tiny', 32, 2048, repeats),
+            run('loop', network, 128, 2048, repeats),
+            run('loop', 'tiny', 32, 2048, repeats),
         ],
     }
 
 
-def by_devices(network: str, repeats: int) -> list[dict]:
+def by_devices(network: str, repeats: int, limit: float) -> list[dict]:
     """Measures one program on 1, 2, 4, ... GPUs, or CPU devices with one core each."""
     gpus = gpu().count(';') + 1 if gpu() else 0
     flag = '--xla_force_host_platform_device_count='
     return [
         child(
+            limit,
             *('step', network, 128, 1024, repeats),
             devices=n,
             env={} if gpus else {'XLA_FLAGS': f'{flag}{n}'},
@@ -46,15 +52,20 @@ def by_devices(network: str, repeats: int) -> list[dict]:
     ]
 
 
-def child(what: str, *arguments, devices: int = 1, env: dict | None = None) -> dict:
+def child(limit: float, what: str, *arguments, devices: int = 1, env: dict | None = None) -> dict:
     """Runs a measurement in a separate process; a failure becomes a row with the reason."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'benchmarks.scaling', what, *map(str, (*arguments, devices))],
-        cwd=ROOT,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, '-m', 'benchmarks.scaling', what, *map(str, (*arguments, devices))],
+            cwd=ROOT,
+            env=os.environ | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        error = f'no answer in {limit:.0f} s'
+        return {'arguments': arguments, 'devices': devices, 'failed': error}
     if done.returncode:
         error = (done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]
         return {'arguments': arguments, 'devices': devices, 'failed': error}

@@ -46,7 +46,7 @@ def throughput(rows: list[dict], peak_flops: dict[str, float]) -> str:
             cells.append([*name, *[''] * (len(head) - 4), row['failed'][:80]])
             continue
         peak = peak_flops.get(row['dtype']) or max(peak_flops.values())  # 'mixed' has both
-        made = row.get('made_flop_per_s')
+        made, memory = row.get('made_flop_per_s'), row['peak_memory_bytes']
         cells.append(
             [
                 *name,
@@ -59,7 +59,7 @@ def throughput(rows: list[dict], peak_flops: dict[str, float]) -> str:
                 f'{row["flop_per_s"] / peak:.0%}',
                 '' if made is None else f'{made / peak:.0%}',
                 f'{row["compile_and_first_s"]:.1f}',
-                f'{row["peak_memory_bytes"] / 2**20:,.0f}',
+                '' if memory is None else f'{memory / 2**20:,.0f}',
             ]
         )
     title = f'## {rows[0]["network"]}, batch {rows[0]["batch_size"]}'

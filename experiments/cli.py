@@ -74,13 +74,13 @@ def print_error(message: str, status: int = EXIT_USAGE) -> int:
 
 
 def flags_of_runs(words: Sequence[str]) -> list[str]:
-    """Returns flags that a command passes on to experiments.main.
+    """Returns flags that a command passes on to all runs of experiments.main.
 
     Raises:
-      UserError: a word is not a flag with its value, --NAME=VALUE.
+      UserError: a word is not --config.KEY=VALUE.
     """
     for word in words:
-        if not word.startswith('--') or '=' not in word:
+        if not re.match(r'--config\.[^=]+=', word):
             raise UserError(f"'{word}': write the flags of the runs as --config.KEY=VALUE")
     return list(words)
 

@@ -13,6 +13,7 @@ as node_modules/onnxruntime-web/dist after `npm install onnxruntime-web`.
 """
 
 import pathlib
+import shlex
 
 from absl import flags
 
@@ -32,7 +33,8 @@ def main(argv: list[str]) -> int:
 
     network = cli.open_network(WORKDIR.value or bundled.DEFAULT, STEP.value)
     demo.write(out, network, pathlib.Path(RUNTIME.value) if RUNTIME.value else None)
-    print(f"'{out}' is a web page: python -m http.server --directory {out} 8000")
+    command = shlex.join(['python', '-m', 'http.server', '--directory', str(out), '8000'])
+    print(f"'{out}' is a web page: {command}")
     return 0
 
 

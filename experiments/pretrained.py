@@ -10,6 +10,7 @@ The preprocessing is fitted to the 50,000 training images, so it needs
 """
 
 import pathlib
+import shlex
 
 from absl import flags
 
@@ -31,11 +32,14 @@ def main(argv: list[str]) -> int:
     config.model.blocks.mlpconv2.pool = 'avg'  # the Caffe model's second pooling; the paper: max
     config.data.dir = DATA_DIR.value or ''
     import_caffe.import_caffemodel(config, pathlib.Path(caffemodel), folder)
+    command = [
+        *('python', '-m', 'experiments.main', '--config=experiments/configs/cifar10.py'),
+        *('--config.model.blocks.mlpconv2.pool=avg', f'--workdir={folder}', '--mode=eval'),
+        *([f'--config.data.dir={DATA_DIR.value}'] if DATA_DIR.value else []),
+    ]
     print(
         f"'{folder}' is now a run with the authors' weights, at step 0; evaluate it with\n"
-        '  python -m experiments.main --config=experiments/configs/cifar10.py '
-        f'--config.model.blocks.mlpconv2.pool=avg --workdir={folder} --mode=eval'
-        + (f' --config.data.dir={DATA_DIR.value}' if DATA_DIR.value else '')
+        f'  {shlex.join(command)}'
     )
     return 0
 

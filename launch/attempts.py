@@ -5,7 +5,8 @@
 Launchers restart a run that was pre-empted or that failed temporarily. This program counts, in
 W/attempts.json, the consecutive starts that saved no newer checkpoint, and refuses to start after
 `most` of them. Runs that make progress can restart without limit. Of several processes, only the
-first counts. Exit status: the command's; 2 if the limit is reached or the count cannot be written.
+first counts. Exit status: the command's; 2 if the limit is reached or the count cannot be written,
+75 if that is temporary, such as a full disk.
 """
 
 import json
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable
 
 from etils import epath
+
+from nin_jax.errors import EXIT_USAGE, from_os_error, one_line
 
 MOST = 10
 # Kubernetes and SkyPilot start this once per host; SLURM's batch script starts it once per job.
@@ -32,7 +35,8 @@ def main(argv: list[str]) -> int:
         try:
             refusal = retry(lambda: count(epath.Path(workdir), int(most[1] or MOST)))
         except Exception as e:  # clients of buckets raise their own exceptions
-            return fail(f"cannot count the starts in '{workdir}': {' '.join(str(e).split())}")
+            status = from_os_error(e).exit_status if isinstance(e, OSError) else EXIT_USAGE
+            return fail(f"cannot count the starts in '{workdir}': {one_line(e)}", status)
         if refusal:
             return fail(refusal)
     try:
@@ -88,9 +92,9 @@ def retry(action: Callable[[], str], more: int = 2) -> str:
     return action()
 
 
-def fail(message: str) -> int:
+def fail(message: str, status: int = EXIT_USAGE) -> int:
     print(f'error: {message}', file=sys.stderr)
-    return 2
+    return status
 
 
 if __name__ == '__main__':

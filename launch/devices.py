@@ -1,5 +1,6 @@
 """Finds this machine's accelerators and assigns them, or shares of them, to processes."""
 
+import itertools
 import os
 import pathlib
 import re
@@ -21,7 +22,9 @@ def found() -> tuple[str, list[str]]:
     chips = sorted(p.name for p in pathlib.Path('/dev').glob('accel[0-9]*'))
     chips = chips or sorted(p.name for p in pathlib.Path('/dev/vfio').glob('[0-9]*'))
     if visible is not None:
-        cards = [word for word in visible.split(',') if word.strip()]
+        listed = [word.strip() for word in visible.split(',')]
+        # As in CUDA, the first invalid entry, such as -1, ends the list.
+        cards = list(itertools.takewhile(lambda word: word and not word.startswith('-'), listed))
     if cards and (not wanted or re.search('cuda|gpu', wanted)):
         return 'cuda', cards
     if chips and (not wanted or 'tpu' in wanted):

@@ -28,6 +28,12 @@ count=${1:-}
 gpus=no
 if [ "$count" = gpus ]; then
     gpus=yes
+fi
+cards=()
+if [ "$gpus" = yes ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    IFS=, read -r -a cards <<<"$CUDA_VISIBLE_DEVICES"
+    count=${#cards[@]}
+elif [ "$gpus" = yes ]; then
     count=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || complain 'nvidia-smi shows no GPU here'
 fi
 [[ $count =~ ^[1-9][0-9]*$ ]] ||
@@ -42,7 +48,7 @@ trap 'tell TERM' TERM INT
 
 set -m # a process group each, so that Ctrl-C reaches them once, from here
 for ((i = 0; i < count; i++)); do
-    [ "$gpus" = no ] || export CUDA_VISIBLE_DEVICES=$i
+    [ "$gpus" = no ] || export CUDA_VISIBLE_DEVICES="${cards[i]:-$i}"
     "${command[@]}" "$@" --distributed="127.0.0.1:$port,$count,$i" &
     index[$!]=$i
 done

@@ -39,6 +39,7 @@ class Experiment:
 
 
 CLAIMS = ('linear', 'maxout', 'dropout', 'plain', 'one_size', 'fc', 'fc_dropout')
+TO_24_EPOCHS = ('--config.train.duration=24ep',)
 PRESETS: dict[str, tuple[Experiment, ...]] = {
     'cpu': (
         Experiment('cifar10_fast', 'cifar10:fast', 5),
@@ -49,7 +50,7 @@ PRESETS: dict[str, tuple[Experiment, ...]] = {
         Experiment('cifar100_modern', 'cifar100:modern', 1),
         Experiment('mnist_modern', 'mnist:modern', 1),
         Experiment('mnist', 'mnist', 2),
-        Experiment('cifar10_nodropout', 'cifar10:nodropout', 1, ('--config.train.duration=24ep',)),
+        Experiment('cifar10_nodropout_24ep', 'cifar10:nodropout', 1, TO_24_EPOCHS),
         Experiment('cifar10', 'cifar10', 1),
     ),
     'gpu': (
@@ -112,7 +113,7 @@ def write_results(workdir: pathlib.Path) -> None:
     done = [folder for folder in folders if state_of(folder)[0] == 'done']
     if done:
         runs = [run for folder in done for run in records.load(folder)]
-        document.write(runs, [f'{workdir}/*/seed*'], workdir / 'RESULTS.md')
+        document.write(runs, sorted({str(f.parent) for f in done}), workdir / 'RESULTS.md')
         print(f'{workdir / "RESULTS.md"}: {len(runs)} runs', flush=True)
 
 

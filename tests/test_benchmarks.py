@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -161,10 +162,24 @@ def test_backends_alternate_and_a_broken_one_is_a_row():
     assert of['broken', 'forward']['failed'] == 'RuntimeError: no compiler'
 
 
+def late() -> backends.Backend:
+    """A backend whose second 'train' takes too long."""
+    seconds = iter((0.0, 60.0))
+    modes = {'train': lambda: time.sleep(next(seconds)) or 2.0, 'forward': lambda: 1.0}
+    return backends.Backend(modes, lambda: 7)
+
+
+@pytest.mark.heavy  # waits for the limit
+def test_a_late_answer_is_not_taken_for_the_next_one():
+    rows = alternation.measure({'late': late}, ['train', 'forward'], rounds=2, limit=20)
+    assert [row['rounds_s'] for row in rows] == [[], []]
+    assert all('no answer' in row['failed'] and not row['peak_memory_bytes'] for row in rows)
+
+
 def test_a_program_that_fails_is_a_row(tmp_path):
     with pytest.raises(RuntimeError, match="unknown variant ':nonsense'"):
-        startup.seconds_to_first_step('quickstart.py:nonsense', tmp_path / 'run', tmp_path)
-    row = scaling.child('step', 'cifar10', 7, 8, 1, devices=4096)
+        startup.seconds_to_first_step('quickstart.py:nonsense', tmp_path / 'run', tmp_path, 60)
+    row = scaling.child(60, 'step', 'cifar10', 7, 8, 1, devices=4096)
     assert 'devices=4096' in row['failed']
 
 

@@ -17,7 +17,7 @@ from experiments import cli
 from nin_jax.errors import UserError
 
 OUT = flags.DEFINE_string('out', None, 'The file to write, such as RESULTS.md.')
-FIGURE = flags.DEFINE_string('figure', None, 'Image file for Figure 3; default: beside --out.')
+FIGURE = flags.DEFINE_string('figure', None, 'PNG file for Figure 3; default: beside --out.')
 README = flags.DEFINE_string('readme', None, 'A Markdown file whose results table to update.')
 COLLECT = flags.DEFINE_string('collect', None, 'Folder to write one JSON file per run to.')
 
@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
         raise UserError(
             'no output given: add --out=RESULTS.md, --readme=README.md or --collect=...'
         )
+    if FIGURE.value and not FIGURE.value.endswith('.png'):
+        raise UserError(f'--figure={FIGURE.value}: must end in .png')
     from experiments.report import document, readme, records  # slow imports, after the checks
 
     runs = [run for path in paths for run in records.load(pathlib.Path(path))]

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import shlex
 
 from experiments.report.figure3 import draw_figure3
 from experiments.report.markdown import markdown
@@ -24,8 +25,8 @@ def write(
     figure = figure or out.with_name('figure3.png')
     configs = known_configs()
     link = pathlib.Path(os.path.relpath(figure.absolute(), out.absolute().parent)).as_posix()
-    made_by = f'python -m experiments.report {" ".join(made_from)} --out={out.name}'
-    made_by += '' if link == 'figure3.png' else f' --figure={link}'
+    other = [] if link == 'figure3.png' else [f'--figure={figure}']
+    made_by = shlex.join(['python', '-m', 'experiments.report', *made_from, f'--out={out}', *other])
     text = markdown(runs, configs, made_by, link)
     draw_figure3(runs, configs, figure)
     out.write_text(text)

@@ -111,8 +111,12 @@ def epochs(lines: list[dict]) -> list[list[float]]:
 def collect(run: dict, folder: pathlib.Path) -> pathlib.Path:
     """Writes a run as a JSON file, one key per line; RunError if another run has its name."""
     path = folder / f'{run["name"]}.json'
-    if path.exists() and read_json(path)['config'] != run['config']:
-        raise RunError(f"'{path}' belongs to a run with a different config: rename one of them")
+    there = read_json(path) if path.exists() else run
+    for key in ('config', 'device'):
+        if there.get(key) != run.get(key):
+            raise RunError(f"'{path}' is of a run with another {key}: rename one, or delete it")
+    if there.get('status') == 'done' != run['status']:
+        raise RunError(f"'{path}' is of a finished run, and this one is not: delete it first")
     folder.mkdir(parents=True, exist_ok=True)
     lines = (f'{json.dumps(k)}: {json.dumps(v)}' for k, v in run.items())
     path.write_text('{\n' + ',\n'.join(lines) + '\n}\n')

@@ -21,14 +21,7 @@ from nin_jax.runs.display import warn
 from nin_jax.runs.environment import environment
 from nin_jax.runs.metrics import Stopwatch
 from nin_jax.runs.summary import summary
-from nin_jax.runs.workdir import (
-    CONFIG,
-    PREPROCESS,
-    SUMMARY,
-    flat_config,
-    locked,
-    write_or_check_config,
-)
+from nin_jax.runs.workdir import CONFIG, PREPROCESS, SUMMARY, flat_config, locked
 from nin_jax.train.trainer import make_setup
 
 
@@ -75,7 +68,7 @@ def import_caffemodel(config: ConfigDict, caffemodel: pathlib.Path, folder: path
             seconds=clock.seconds,
         )
         write_json(folder / SUMMARY, imported)
-        write_or_check_config(folder, flat)  # last: with it, the folder counts as a run
+        write_json(folder / CONFIG, flat)  # last: with it, the folder counts as a run
 
 
 def fill(params: dict, layers: list[tuple[np.ndarray, np.ndarray]]) -> dict:

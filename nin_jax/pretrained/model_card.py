@@ -23,15 +23,17 @@ def provenance(workdir: pathlib.Path, step: int) -> dict:
     """Returns what the records of the run state about the network at `step`; computes nothing.
 
     Returns:
-      From summary.json: status, seed, commit, versions, device. Also 'error', the run's own
-      evaluation at that step (None if there is none), and 'other_errors', the final errors of runs
-      in adjacent folders that differ only in their seed.
+      From summary.json: the keys KEPT; status 'unfinished' if the run went on after it. Also
+      'error', the run's own evaluation at that step (None if there is none), and 'other_errors',
+      the final errors of runs in adjacent folders that differ only in their seed.
 
     Raises:
       CheckpointError: summary.json is damaged.
     """
     path = workdir / 'summary.json'
     summary: dict = read_json(path) if path.exists() else {'status': 'unfinished'}
+    if step > summary.get('step', step):  # killed after it had been preempted and resumed
+        summary = summary | {'status': 'unfinished', 'epoch': None, 'seconds': None}
     found = {key: summary.get(key) for key in KEPT}
     found['error'] = _error_at(workdir / 'metrics.jsonl', step, int(summary.get('attempt', 0)))
     is_last = step == summary.get('step')
@@ -87,7 +89,7 @@ images of {height}x{width}x{channels}, {classes} classes: {_shorten(trained.clas
 | | |
 |---|---|
 | data | `{config.data.name}`: trained on `{config.data.train}`, error on `{config.data.eval}` |
-| test error | {_error(found, config.eval.tta)} |
+| test error | {_error(trained, found)} |
 | recipe | {_recipe(trained)} |
 | from | {_origin(trained, found)} |
 | stored as | {dtype} kernels, read back as float32 |
@@ -195,12 +197,12 @@ def _recipe(trained: Trained) -> str:
     return ', '.join(parts)
 
 
-def _error(found: dict, tta: str) -> str:
-    words = []
+def _error(trained: Trained, found: dict) -> str:
+    words, tta = [], trained.config.eval.tta
     if found['error'] is not None:
         others = [100 * e for e in (found['error'], *found['other_errors'])]
         views = '' if tta == 'none' else f', eval.tta={tta!r}'
-        words.append(f'{found["error"]:.2%} (seed {found["seed"]}, by the run itself{views})')
+        words.append(f'{found["error"]:.2%} (seed {trained.config.seed}, by the run itself{views})')
         if len(others) > 1:
             words.append(
                 f'over {len(others)} seeds {statistics.mean(others):.2f} ± '

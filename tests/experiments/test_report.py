@@ -218,6 +218,10 @@ def test_every_experiment_of_reproduce_is_a_row_of_a_table(configs):
         line for line in results_text([], configs).splitlines() if line.startswith('python -m')
     ]
     assert [f'python -m launch.reproduce --preset={p}' for p in reproduce.PRESETS] == commands
+    flags: dict[str, set] = {}  # by name, because both presets have the same default folder
+    for experiment in itertools.chain(*reproduce.PRESETS.values()):
+        flags.setdefault(experiment.name, set()).add((experiment.config, experiment.flags))
+    assert all(len(found) == 1 for found in flags.values())
 
 
 @pytest.mark.parametrize('module', ['launch.reproduce', 'launch.ablate'])
@@ -226,6 +230,7 @@ def test_every_experiment_of_reproduce_is_a_row_of_a_table(configs):
     [
         ('--config.optim.lrr=1', ("'optim.lrr'", "'optim.lr'")),
         ('--config.optim.lr', ("'--config.optim.lr'", '--config.KEY=VALUE')),
+        ('--config=other.py', ("'--config=other.py'", '--config.KEY=VALUE')),
     ],
 )
 def test_flags_of_the_runs_are_checked_first(tmp_path, module, flag, words):
@@ -336,6 +341,20 @@ def test_runs_become_small_files(two_seeds, tmp_path):
         assert '/nowhere' not in json.dumps(run) and run['config']['data.dir'] == ''
         assert '--workdir=runs/tiny-seed' in run['command']
     assert run_report(folders[0], f'--collect={tmp_path / "results"}').returncode == 0  # again
+
+
+def test_a_record_does_not_take_the_place_of_another_one(configs, tmp_path):
+    first = record(configs, 'mnist', 0, 0.004)
+    records.collect(first, tmp_path)
+    records.collect(first, tmp_path)
+    for other in ({'device': first['device'] | {'cpus': 8}}, {'status': 'preempted'}):
+        with pytest.raises(records.RunError, match=r'mnist-seed0\.json'):
+            records.collect(first | other, tmp_path)
+
+
+def test_a_figure_is_a_png(tmp_path):
+    result = run_report('results', f'--out={tmp_path}/R.md', f'--figure={tmp_path}/f.svg')
+    assert_refused(result, '.svg', '.png')
 
 
 @pytest.mark.processes

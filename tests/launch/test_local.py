@@ -100,12 +100,16 @@ def test_local_ends_the_others_when_one_dies(tmp_path, stubborn):
 
 
 @needs_new_bash
-def test_local_takes_each_gpu(tmp_path):
+@pytest.mark.parametrize(
+    ('visible', 'taken'), [({}, ['0', '1']), ({'CUDA_VISIBLE_DEVICES': '2,5'}, ['2', '5'])]
+)
+def test_local_takes_each_gpu(tmp_path, monkeypatch, visible, taken):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     on_path(tmp_path, **{'nvidia-smi': 'printf "GPU 0: A\\nGPU 1: A\\n"'})
     for i in range(2):
         (tmp_path / f'plan{i}').write_text('0')
-    assert local(tmp_path, 'gpus').wait(timeout=60) == 0
-    assert [(tmp_path / f'gpu{i}').read_text() for i in range(2)] == ['0', '1']
+    assert local(tmp_path, 'gpus', **visible).wait(timeout=60) == 0
+    assert [(tmp_path / f'gpu{i}').read_text() for i in range(2)] == taken
 
 
 @needs_new_bash

@@ -9,10 +9,13 @@ import { load, rank } from './network.js';
 
 const $ = (id) => document.getElementById(id);
 const percent = (p) => (p < 0.0005 ? '< 0.1 %' : `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`);
-const state = { image: null, drawing: false, answer: null, shown: null, pinned: null, layer: null };
+const state = {
+  image: null, drawing: false, answer: null, shown: null, pinned: null, layer: null, maps: null,
+};
 let network; // from load()
 let stream = null; // of the camera
 let latest = 0; // number of the newest question: older answers are not shown
+let layersAsked = 0; // number of the newest request for a layer's maps
 let cameras = 0; // number of the newest request for the camera: older streams are stopped
 
 // ---- questions ---------------------------------------------------------------------------
@@ -47,8 +50,9 @@ async function ask({ quiet = false } = {}) {
   if (!prepared) return;
   const question = ++latest;
   const { input, view, words } = prepared;
-  const outputs = await network.run(input, ['logits', 'maps']);
-  if (question !== latest) return;
+  const isStale = () => question !== latest;
+  const outputs = await compute(input, ['logits', 'maps'], isStale);
+  if (isStale() || !outputs) return;
   const { probabilities, order } = rank(outputs.logits.data);
   state.answer = { input, view, maps: outputs.maps, probabilities, order, whole: isWhole() };
   $('treatment').textContent = words.join(', ');
@@ -59,6 +63,17 @@ async function ask({ quiet = false } = {}) {
   $('status').textContent = order.slice(0, 5)
     .map((k) => `${network.settings.class_names[k]} ${percent(probabilities[k])}`).join(', ');
   await showLayers(question);
+}
+
+/** Runs the network; null if the request is stale, or if the network fails, which it says. */
+async function compute(input, names, isStale) {
+  try {
+    return await network.run(input, names, isStale);
+  } catch (error) {
+    stopCamera();
+    fail(`The network fails on this picture: ${error.message}.`);
+    return null;
+  }
 }
 
 async function setImage(image, { drawing = false, quiet = false } = {}) {
@@ -138,22 +153,29 @@ function showMap(k) {
   layOver($('heat'), whole ? evidence(maps, k) : classMap(maps, k), input, network.settings.stride);
 }
 
-/** Draws the chosen layer's maps of the middle square. */
+/** Computes and draws the chosen layer's maps of the middle square. */
 async function showLayers(question) {
   if (!network.settings.layers.length) return;
+  const request = ++layersAsked;
+  const isStale = () => question !== latest || request !== layersAsked;
+  const name = state.layer;
   const [height, width] = network.settings.image_shape;
   const { input, view } = state.answer;
   const square = input.width === width && input.height === height
     ? input : resize(middleSquare(view), width, height);
-  const found = await network.run(square, [state.layer]);
-  if (question !== latest) return;
+  const found = await compute(square, [name], isStale);
+  if (isStale() || !found) return;
   $('layers').hidden = false;
-  const layer = found[state.layer];
-  const [, channels, rows, columns] = layer.dims;
-  mosaic($('mosaic'), layer, $('layers').clientWidth - 34);
-  const words = `${state.layer}: ${channels} maps of ${columns}×${rows}`;
+  state.maps = found[name];
+  const [, channels, rows, columns] = state.maps.dims;
+  drawMaps();
+  const words = `${name}: ${channels} maps of ${columns}×${rows}`;
   $('layer-text').textContent = words;
   $('mosaic').setAttribute('aria-label', words);
+}
+
+function drawMaps() {
+  if (!$('layers').hidden) mosaic($('mosaic'), state.maps, $('layers').clientWidth - 34);
 }
 
 // ---- pictures ----------------------------------------------------------------------------
@@ -208,7 +230,8 @@ async function toggleCamera() {
   showDrawing(false);
   $('camera').setAttribute('aria-pressed', 'true');
   $('camera').textContent = 'Keep this picture';
-  while (stream) { // as fast as the network answers
+  $('layers').hidden = true; // until the picture stands still
+  while (mine === cameras) { // as fast as the network answers
     await setImage(fromDrawable(video, video.videoWidth, video.videoHeight), { quiet: true });
     await new Promise(requestAnimationFrame);
   }
@@ -234,10 +257,11 @@ function showDrawing(on) {
     $('hint').hidden = true;
     reset();
     fail('');
-    paper ??= drawable($('paper'), () => setImage(
+    paper ??= drawable($('paper'), $('pen'), () => setImage(
       fromDrawable($('paper'), $('paper').width, $('paper').height), { drawing: true }));
     $('paper').focus();
   } else {
+    $('pen').hidden = true;
     $('hint').hidden = state.answer !== null;
   }
 }
@@ -258,10 +282,9 @@ function listen() {
   $('scale').addEventListener('input', () => { $('scale-text').textContent = $('scale').value; });
   $('scale').addEventListener('change', ask);
   const isOver = (on) => $('stage').classList.toggle('over', on);
-  document.addEventListener('dragover', (event) => { event.preventDefault(); isOver(true); });
+  document.addEventListener('dragover', () => isOver(true));
   document.addEventListener('dragleave', () => isOver(false));
   document.addEventListener('drop', (event) => {
-    event.preventDefault();
     isOver(false);
     if (event.dataTransfer.files.length) takeFile(event.dataTransfer.files[0]);
     else fail('That was not a file: drop a picture from your disk.');
@@ -269,7 +292,8 @@ function listen() {
   document.addEventListener('paste', (event) => {
     if (event.clipboardData.files.length) takeFile(event.clipboardData.files[0]);
   });
-  window.addEventListener('resize', () => { if (state.answer) showLayers(latest); });
+  window.addEventListener('resize', drawMaps);
+  for (const id of ['file', 'camera', 'draw']) $(id).disabled = false;
 }
 
 function layerTabs(layers) {
@@ -286,6 +310,9 @@ function layerTabs(layers) {
     $('layer-names').append(label);
   });
 }
+
+// Before the network is there, too: the browser would open a dropped picture instead of the page.
+for (const event of ['dragover', 'drop']) document.addEventListener(event, (e) => e.preventDefault());
 
 try {
   network = await load();

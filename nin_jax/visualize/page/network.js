@@ -23,7 +23,7 @@ export async function load() {
   } catch (error) {
     throw new Error(`The network does not start in this browser: ${error.message}.`);
   }
-  return { settings, run: queue((image, outputs) => run(ort, session, image, outputs)) };
+  return { settings, run: queue((image, names) => run(ort, session, image, names)) };
 }
 
 async function get(path) {
@@ -34,18 +34,18 @@ async function get(path) {
   return response;
 }
 
-async function run(ort, session, image, outputs) {
+async function run(ort, session, image, names) {
   const { width, height, channels, data } = image;
   const images = new ort.Tensor('uint8', data, [1, height, width, channels]);
-  const found = await session.run({ images }, outputs);
-  return Object.fromEntries(outputs.map((name) => [name, found[name]]));
+  const found = await session.run({ images }, names);
+  return Object.fromEntries(names.map((name) => [name, found[name]]));
 }
 
-/** A session computes one answer at a time. */
+/** A session computes one answer at a time. A request that is stale on its turn gives null. */
 function queue(task) {
   let last = Promise.resolve();
-  return (...words) => {
-    const next = last.then(() => task(...words));
+  return (image, names, isStale) => {
+    const next = last.then(() => (isStale() ? null : task(image, names)));
     last = next.catch(() => {});
     return next;
   };

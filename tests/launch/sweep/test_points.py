@@ -162,6 +162,15 @@ def test_accelerators_are_handed_out(monkeypatch):
         devices.environments(3, None)
 
 
+@pytest.mark.parametrize(
+    ('visible', 'cards'), [('2,3', ['2', '3']), ('-1', []), ('', []), ('1, 0,-1,2', ['1', '0'])]
+)
+def test_hidden_accelerators_are_not_there(monkeypatch, visible, cards):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    assert devices.found()[1] == cards
+
+
 def test_a_trial_gets_several_accelerators(monkeypatch):
     monkeypatch.setattr(devices, 'found', lambda: ('cuda', ['0', '1', '2', '3', '4']))
     pairs = devices.environments(None, None, 2)

@@ -79,7 +79,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def memory_bytes(device: jax.Device) -> int:
+def memory_bytes(device: Any) -> int:
     """Returns the memory of a device that JAX can use; of a CPU, the machine's."""
     machine = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     return (device.memory_stats() or {}).get('bytes_limit', machine)

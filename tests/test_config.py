@@ -28,6 +28,8 @@ VARIANTS = {
 }
 ONE_AT_A_TIME = ('ablations', 'hinton')
 OF_FAST = {'dropout', 'plain', 'one_size'}
+RECIPES = {'modern', 'fast'}  # replace what the others change
+CHANGES = {'aug', 'nodropout', 'released'}
 PAGE_ARGS = [
     (page, ','.join(arg))
     for page in PAGES
@@ -35,6 +37,7 @@ PAGE_ARGS = [
     for arg in itertools.combinations([*VARIANTS[page], 'smoke'], n)
     if page not in ONE_AT_A_TIME or len({*arg} - {'smoke', 'fast'}) < 2
     if 'fast' in arg or not OF_FAST & {*arg}
+    if not RECIPES & {*arg} or not ({*arg} >= RECIPES or CHANGES & {*arg})
 ]
 
 

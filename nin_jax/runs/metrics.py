@@ -154,11 +154,12 @@ class Metrics:
                     for text in lines:
                         try:
                             line = check_line(json.loads(text))
+                            place = line['attempt'], line['step']
+                            is_earlier = place[0] < first[0] or place <= first
                         except (ValueError, KeyError, TypeError):
                             damaged = True
                             continue
-                        place = line['attempt'], line['step']
-                        if place[0] < first[0] or place <= first:
+                        if is_earlier:
                             text = text.rstrip('\n') + '\n'  # the last may have lost it
                             self._keep(line, text)
                             kept.write(text)

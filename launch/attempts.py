@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from etils import epath
 
-from nin_jax.errors import EXIT_USAGE, from_os_error, one_line
+from nin_jax.errors import EXIT_USAGE, one_line, status_of
 
 MOST = 10
 # Kubernetes and SkyPilot start this once per host; SLURM's batch script starts it once per job.
@@ -35,8 +35,7 @@ def main(argv: list[str]) -> int:
         try:
             refusal = retry(lambda: count(epath.Path(workdir), int(most[1] or MOST)))
         except Exception as e:  # clients of buckets raise their own exceptions
-            status = from_os_error(e).exit_status if isinstance(e, OSError) else EXIT_USAGE
-            return fail(f"cannot count the starts in '{workdir}': {one_line(e)}", status)
+            return fail(f"cannot count the starts in '{workdir}': {one_line(e)}", status_of(e))
         if refusal:
             return fail(refusal)
     try:

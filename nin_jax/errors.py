@@ -83,6 +83,11 @@ def from_runtime_error(e: RuntimeError) -> UserError | None:
     return UserError(f'the device is out of memory ({one_line(e)}): {cure}')
 
 
+def status_of(cause: BaseException) -> int:
+    """Returns the exit status of a failure with this cause: 75 if it is temporary, else 2."""
+    return from_os_error(cause).exit_status if isinstance(cause, OSError) else EXIT_USAGE
+
+
 def one_line(e: BaseException) -> str:
     """Returns the first line of another library's error, up to 300 characters."""
     return (str(e).strip() or repr(e)).splitlines()[0][:300]

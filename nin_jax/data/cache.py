@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nin_jax.errors import DataError, UserError, from_os_error
+from nin_jax.errors import DataError, UserError, status_of
 from nin_jax.files import LockedError, file_sha256, lock, verify_checksum, with_checksum
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def ready(name: str, dataset: Dataset, root: Path) -> Path:
                 _build(name, dataset, root, folder, source)
     except OSError as error:
         failure = DataError(f'the cache {folder} cannot be written: {error}')
-        failure.exit_status = from_os_error(error).exit_status  # a full disk is temporary
+        failure.exit_status = status_of(error)  # a full disk is temporary
         raise failure from error
     return folder
 

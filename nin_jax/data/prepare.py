@@ -16,7 +16,7 @@ import numpy as np
 
 from nin_jax.data import archives, cache
 from nin_jax.data.catalog import Dataset, lookup
-from nin_jax.errors import DataError, from_os_error, one_line
+from nin_jax.errors import DataError, one_line, status_of
 
 
 def prepare(name: str, data_dir: str = '', archives_dir: str = '') -> None:
@@ -94,8 +94,7 @@ def _run_tfds(name: str, dataset: Dataset, work: Path, root: Path, archives_dir:
             paths = ', '.join(str(path) for path in files.values())
             reason = f'{type(error).__name__}: {one_line(error)}'
             failure = DataError(f'{name} cannot be made from {paths} ({reason})')
-            if isinstance(error, OSError):  # a full disk is temporary
-                failure.exit_status = from_os_error(error).exit_status
+            failure.exit_status = status_of(error)  # a full disk is temporary
             raise failure from error
 
 

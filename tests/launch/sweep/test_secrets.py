@@ -115,7 +115,7 @@ def test_a_password_is_on_no_screen_in_no_file_and_on_no_command_line(tmp_path):
             command = [sys.executable, '-m', 'launch.sweep', *sweep, f'--study=s{number}', *words]
             # A mistake that only the run finds ends it at once; what it says is in the log
             process = subprocess.Popen(
-                [*command, '--config.train.batch_size=200', '--config.data.limit=100'],
+                [*command, '--config.devices=64'],
                 cwd=ROOT,
                 env=os.environ | env,
                 stdout=subprocess.PIPE,

@@ -130,7 +130,7 @@ def local(path: str) -> pathlib.Path:
 
 
 def folder(path: str) -> pathlib.Path:
-    """Does the same for the `type` of argparse's add_argument."""
+    """Returns the path, or raises what argparse expects of a `type`; see `local`."""
     try:
         return local(path)
     except UserError as e:
@@ -210,7 +210,7 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     try:
         alone(words)
         if not isinstance(holder.value, ConfigDict):
-            raise TypeError(f'get_config returns {holder.value!r}, which is no ConfigDict')
+            raise TypeError(f'get_config returns {holder.value!r}, not a ConfigDict')
         return holder.value
     except UserError:
         raise

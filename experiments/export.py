@@ -38,8 +38,6 @@ OUT = flags.DEFINE_string('out', None, 'A new or empty folder to write.')
 STEP = cli.define_step()
 SCORE = flags.DEFINE_bool('score', False, 'Evaluate the exported program on the test images.')
 DATA_DIR = cli.define_data_dir()
-
-
 BUNDLE = flags.DEFINE_bool('bundle', False, 'Write no program, and float16 kernels.')
 DTYPE = flags.DEFINE_enum(
     'dtype', None, ('float32', 'float16'), 'Dtype of the stored kernels; float32 without --bundle.'

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     if STEP.value is not None and MODE.value != 'eval':
         raise UserError(f'--step={STEP.value}: only --mode=eval takes a step, leave it out')
     if DISTRIBUTED.value is not None and MODE.value != 'train':
-        raise UserError(f'--mode={MODE.value} takes one process: leave --distributed away')
+        raise UserError(f'--mode={MODE.value} takes one process: remove --distributed')
     if DISTRIBUTED.value is not None and is_url(workdir):
         raise UserError(
             f"--workdir='{workdir}' takes one process: mount the bucket as a folder of all of them"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'A run, a release or the name of a bundled network.')
 HEATMAP = flags.DEFINE_string('heatmap', None, 'A .png to write, for one picture.')
-JSON = flags.DEFINE_bool('json', False, 'Print one JSON object a picture.')
+JSON = flags.DEFINE_bool('json', False, 'Print one JSON object per picture.')
 STEP = cli.define_step()
 
 

@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
         write('figure4.png', figures.figure4(network, scored))
         write('heatmaps.png', figures.heat_maps(network, scored))
     else:
-        print('no figure4.png, no heatmaps.png: before a fully connected head, maps have no class')
+        print('no figure4.png, no heatmaps.png: a fully connected head has no class maps')
     write('filters.png', figures.filters(network))
     write('confusion.png', figures.confusion(scored))
     write('mistakes.png', figures.mistakes(scored))

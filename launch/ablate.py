@@ -30,6 +30,7 @@ from nin_jax.config import flatten
 from nin_jax.files import read_json
 
 CIFAR10 = 'experiments/configs/cifar10.py'
+DROPS = '--config.optim.drops=77% 88%'  # the paper's 200 and 230 of 260 epochs
 # The flags that revert each ingredient of a recipe, to the paper's value unless stated otherwise.
 # Those of its layers are in `of_layers`.
 FAST = {
@@ -41,7 +42,7 @@ FAST = {
     'flip': ('--config.augment.flip=False', '--config.augment.alternate_flips=False'),
     'alternate_flips': ('--config.augment.alternate_flips=False',),
     'label_smoothing': ('--config.augment.label_smoothing=0.0',),
-    'schedule': ('--config.optim.schedule=drops', '--config.optim.drops=77% 88%'),
+    'schedule': ('--config.optim.schedule=drops', DROPS),
     # Nesterov momentum with the same learning rate for all layers; Muon's rates do not transfer.
     'rule': (
         '--config.optim.rule=nesterov',
@@ -78,8 +79,7 @@ def runs_of(recipe: str) -> dict[str, tuple[str, ...]]:
     """Returns config and flags, by name, of the paper's run, the recipe and each ablation."""
     path = f'{CIFAR10}:{recipe}'
     config = cli.load_config(path)
-    # The paper's learning rate drops at 200 and 230 of its 260 epochs.
-    shortened = (f'--config.train.duration={config.train.duration}', '--config.optim.drops=77% 88%')
+    shortened = (f'--config.train.duration={config.train.duration}', DROPS)
     switches = of_layers(config.model.blocks) | SWITCHES[recipe]
     runs = {'paper': (CIFAR10, *shortened), recipe: (path,)}
     if recipe != 'fast':  # the paper's layers, which :fast has
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument('--seeds', type=int, default=1, help='number of seeds per run, from 0')
     parser.add_argument('--recipe', choices=SWITCHES, default='fast', help='recipe to ablate')
     parser.add_argument('--only', default='', help='comma-separated names of runs; default: all')
-    parser.add_argument('--out', type=pathlib.Path, help='default: WORKDIR/ablation.md')
+    parser.add_argument('--out', type=cli.folder, help='default: WORKDIR/ablation.md')
     args, words = parser.parse_known_args(argv)
     others = cli.flags_of_runs(words)
     runs = runs_of(args.recipe)

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import cli
+from nin_jax.config import validate
 from nin_jax.data import catalog
 from nin_jax.data.batches import Examples
 from nin_jax.data.preprocess import Preprocess
@@ -35,6 +36,7 @@ def training_cost(path: str, flags: list[str]) -> Cost:
       flags: the run's other flags; only those that start with --config. matter.
     """
     config = cli.load_config(path, [flag for flag in flags if flag.startswith('--config.')])
+    validate(config)
     images = catalog.count(config.data.name, config.data.train, config.data.limit)
     plan, batch_size = make_plan(config, images, short_calls=True), config.train.batch_size
     steps, flops = plan.total_steps, flops_of_stages(config, plan) * batch_size

@@ -236,7 +236,7 @@ DATA = [
 
 
 class Malice:
-    """Unpickled, it would leave a file behind; tests/test_bad_inputs.py looks for that file."""
+    """Unpickled, it would leave a file behind; test_bad_inputs.py looks for that file."""
 
     def __reduce__(self):
         return (open, ('UNPICKLED', 'w'))
@@ -277,7 +277,7 @@ FOLDERS = [
 ]
 EVALUATION = [
     evaluate('--step=99', names=('99', '16, 24')),
-    evaluate('--step=-1', names='-1'),
+    evaluate('--step=-1', names='step -1'),
     dataclasses.replace(
         evaluate(
             '--config.data.name=cifar10',
@@ -291,11 +291,23 @@ EVALUATION = [
     ),
     Case(MAIN, ('--config={tiny}', '--workdir={tmp}', '--mode=eval'), ('{tmp}', 'preprocess.npz')),
     evaluate(names="run/config.json'", files={'run/config.json': b'\xff'}),
-    Case(REPORT, (), 'run'),
+    Case(REPORT, (), 'no run given'),
     Case(REPORT, ('{run}',), ('--out', '--collect')),
     Case(REPORT, ('{tmp}/none', '--out={tmp}/R.md'), '{tmp}/none'),
-    Case(REPORT, ('{run}', '--out={tmp}/R.md'), 'run', files={'run/summary.json': b'[3]'}),
-    Case(REPORT, ('{run}', '--out={tmp}/R.md'), 'run', files={'run/metrics.jsonl': b'{}\n'}),
+    Case(REPORT, ('{run}', '--out=gs://bucket/R.md'), "'gs://bucket/R.md'"),
+    Case(REPORT, ('{run}', '--readme={tmp}/R.md', '--figure=f.png'), ('--figure=f.png', '--out')),
+    Case(
+        REPORT,
+        ('{run}', '--out={tmp}/R.md'),
+        'run/summary.json',
+        files={'run/summary.json': b'[3]'},
+    ),
+    Case(
+        REPORT,
+        ('{run}', '--out={tmp}/R.md'),
+        'run/metrics.jsonl',
+        files={'run/metrics.jsonl': b'{}\n'},
+    ),
     Case(REPORT, ('{tmp}/a.json', '--out={tmp}/R.md'), 'a.json', files={'a.json': b'{}'}),
 ]
 
@@ -382,7 +394,7 @@ PICTURES = [
     Case(VISUALIZE, (), '--workdir'),
     Case(VISUALIZE, ('extra',), "'extra'"),
     Case(VISUALIZE, ('--workdir={run}', '--longest=5'), ('longest', '5', '[16, 2048]')),
-    Case(VISUALIZE, ('--workdir={run}', '--step=5'), '5'),
+    Case(VISUALIZE, ('--workdir={run}', '--step=5'), 'step 5'),
     Case(VISUALIZE, ('--workdir={run}', '--images={tmp}/no.png'), '{tmp}/no.png'),
     Case(VISUALIZE, ('--workdir={run}', '--images=a/1.png', '--images=b/1.jpg'), 'dense_1.png'),
     Case(VISUALIZE, ('--workdir={run}', '--out=README.md'), "'README.md'"),

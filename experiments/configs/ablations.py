@@ -25,9 +25,10 @@ as the layer that computes the class scores. The paper does not report :linear o
 the number of maps between blocks and use a learning rate of 0.01. At 0.1, :maxout reaches NaN
 within 24 steps and the loss of :linear stays at ln(10). (The Maxout network, at 11.68 %, has a
 different shape.) A fully connected head takes images of one size only, so with :fast its runs have
-fewer epochs, for as much compute.
+fewer epochs, for as much compute. The 1x1 convolution before it is then a layer like the others,
+with batch normalization and ReLU, and the rate of the last layer is the head's.
 Errors measured with :fast are in RESULTS.md.
-Cost: as cifar10.py, 17 PFLOP; :linear 10, :maxout 20 PFLOP. With :fast 0.2, :linear 0.1 PFLOP.
+Cost: as cifar10.py, 17 PFLOP; :linear 10, :maxout 19 PFLOP. With :fast 0.2, :linear 0.1 PFLOP.
 Needs `python -m experiments.prepare cifar10`.
 """
 
@@ -57,7 +58,7 @@ def get_config(arg: str = '') -> ConfigDict:
         case 'fc' | 'fc_dropout':
             config.model.head = 'fc'
             config.model.head_dropout = 0.5 if arm == 'fc_dropout' else 0.0
-            config.model.class_maps = 'relu'
+            config.model.class_maps = 'relu'  # there are none: the recipe's 'linear' is an error
         case 'linear' | 'maxout':
             for row in config.model.blocks.values():
                 row.features = row.features[-1:]

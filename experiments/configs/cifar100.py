@@ -9,9 +9,10 @@ variant      changes                                          paper's test error
 :modern      the recipe of _modern.py, 20 epochs              not reported
 :smoke       smoke test: four steps on 512 images
 
-The released files (cuda-convnet NIN/cifar-100_def, NIN/cifar-100_params) use 1,250 times smaller
-initial weights, a learning rate of 0.02 for every layer (a coefficient of 2 on the cost times 0.01)
-and five times the weight decay. Such a network may never leave its first plateau.
+The released files (cuda-convnet NIN/cifar-100_def, NIN/cifar-100_params) use initial weights that
+are 50, 5 and 5 times smaller in the first three layers, a learning rate of 0.02 for every layer (a
+coefficient of 2 on the cost times 0.01) and five times the weight decay. Such a network may never
+leave its first plateau.
 Cost: 102,000 steps, 17 PFLOP. :modern takes 10,000 steps, 0.74 PFLOP, and gets 27.10 % (one seed,
 test-time augmentation); :fast takes 2,800 steps, 0.29 PFLOP, and gets 34.2 % (mean of three seeds).
 Needs `python -m experiments.prepare cifar100`.

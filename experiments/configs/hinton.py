@@ -16,7 +16,7 @@ first and average pooling then; local response normalization after the first two
 layers-conv-local-11pct.cfg, by the same authors: same padding and ReLU in convolutional and local
 layers. Assumed: a separate bias at each position, the preprocessing of table 1, He initialization,
 the learning rate and the schedule.
-Cost: 47,000 steps, 1.4 PFLOP. Needs `python -m experiments.prepare cifar10`.
+Cost: 47,000 steps, 1.3 PFLOP. Needs `python -m experiments.prepare cifar10`.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python -m experiments.main --config=experiments/configs/imagenet.py --workdir=runs/imagenet
 
-variant      changes                                          Caffe's error       measured
+variant      changes                                          Caffe's error
              as released: random crops and flips              40.64 %
 :smoke       smoke test: four steps on 512 images
 
@@ -10,7 +10,7 @@ Not in the paper. Layers, learning rates and schedule are those of the authors' 
 which state 59.36 % accuracy on the 50,000 validation images (top-1, center crop). The authors
 resized images to 256 x 256 and subtracted a mean image; here the shorter side is resized to 256,
 and the mean color is subtracted.
-Cost: 450,000 steps of 64 images, 190 PFLOP, and the decoding of 29 million images on the host.
+Cost: 450,000 steps of 64 images, 180 PFLOP, and the decoding of 29 million images on the host.
 Needs `imagenet2012` as folders of images or as TFDS prepares it: see nin_jax/data/photos.py.
 """
 

@@ -5,7 +5,7 @@
     python -m experiments.report results --readme=README.md
 
 Arguments: folders of runs, collected .json files, or folders of either. Figure 3 is written beside
-RESULTS.md. A preempted run stands as of its last evaluation, marked as short; a run without an
+RESULTS.md. A preempted run is reported at its last evaluation, marked as short; a run without an
 evaluation is an error.
 """
 
@@ -32,15 +32,17 @@ def main(argv: list[str]) -> int:
         )
     if FIGURE.value and not FIGURE.value.endswith('.png'):
         raise UserError(f'--figure={FIGURE.value}: must end in .png')
+    if FIGURE.value and not OUT.value:
+        raise UserError(f'--figure={FIGURE.value}: needs --out, the page that shows it')
+    out, collected, figure = (cli.local(flag.value or '') for flag in (OUT, COLLECT, FIGURE))
     from experiments.report import document, readme, records  # slow imports, after the checks
 
     runs = [run for path in paths for run in records.load(pathlib.Path(path))]
     if COLLECT.value:
         for run in runs:
-            print(records.collect(run, pathlib.Path(COLLECT.value)))
+            print(records.collect(run, collected))
     if OUT.value:
-        figure = pathlib.Path(FIGURE.value) if FIGURE.value else None
-        document.write(runs, paths, pathlib.Path(OUT.value), figure)
+        document.write(runs, paths, out, figure if FIGURE.value else None)
         print(f'{OUT.value}: {len(runs)} runs')
     if README.value:
         table = readme.readme_table(runs, document.known_configs())

@@ -90,7 +90,7 @@ class Group:
 
     @property
     def preempted(self) -> float:
-        """See `preempted`."""
+        """The epoch of a preempted run's last evaluation; 0 for a finished run."""
         return preempted(self.runs[0])
 
     @property

@@ -11,6 +11,13 @@ import shlex
 from nin_jax.errors import UserError
 from nin_jax.files import file_sha256, read_json
 
+# What the reports read of every record.
+# fmt: off
+KEYS = {
+    'name', 'seed', 'status', 'config', 'final_error', 'epoch', 'epochs', 'device', 'seconds',
+    'command',
+}
+# fmt: on
 COLUMNS = ('epoch', 'train_loss', 'train_error', 'test_loss', 'test_error')
 
 
@@ -37,7 +44,7 @@ def load(path: pathlib.Path) -> list[dict]:
 
 def check(run: dict, path: pathlib.Path) -> dict:
     """Returns the run; raises RunError unless it is done, or preempted after an evaluation."""
-    if not {'name', 'seed', 'status', 'config', 'final_error', 'epoch', 'device'} <= set(run):
+    if KEYS - set(run):
         raise RunError(f"'{path}' is not the record of a run: leave it out")
     if run['status'] not in ('done', 'preempted') or run['final_error'] is None:
         raise RunError(

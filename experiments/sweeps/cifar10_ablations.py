@@ -2,8 +2,9 @@
 
     python -m launch.sweep --sweep=experiments/sweeps/cifar10_ablations.py --study=ablations
 
-Question: the comparisons of section 4.6 and table 1. Each trial runs the whole schedule on the
-40,000 training images and is scored on the 10,000 validation images.
+Question: the comparisons of table 1 and sections 4.2 and 4.6, and augmentation without dropout.
+Each trial runs the whole schedule on the 40,000 training images and is scored on the 10,000
+validation images.
 Cost: 6 trials of 81,000 steps, 14 PFLOP each. Needs `python -m experiments.prepare cifar10`.
 """
 

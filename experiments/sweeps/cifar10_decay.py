@@ -2,8 +2,8 @@
 
     python -m launch.sweep --sweep=experiments/sweeps/cifar10_decay.py --study=cifar10_decay
 
-Question: the paper takes weight decay and learning rate from the Maxout procedure without giving
-the values. How sensitive is the error to the authors' 0.1 and 0.0001?
+Question: the paper tunes weight decay on the validation images, and gives neither its value nor the
+learning rate. How sensitive is the error to the authors' 0.1 and 0.0001?
 Cost: 20 trials of 8,100 steps (40,000 training images), 1.4 PFLOP each: one to two
 days in total on two CPU cores. Needs `python -m experiments.prepare cifar10`.
 """

@@ -5,7 +5,7 @@
 
 Question: how far does one recipe of 0.2 PFLOP go without a change for the dataset? Each trial is
 scored on the validation images. Digits are not mirrored.
-Cost: 4 trials of 0.16 to 0.3 PFLOP, about 20 minutes each on two CPU cores.
+Cost: 4 trials of 0.16 to 0.19 PFLOP, about 20 minutes each on two CPU cores.
 Needs `python -m experiments.prepare mnist svhn_cropped cifar10 cifar100`.
 """
 

@@ -52,8 +52,11 @@ def check(sweep: Sweep) -> None:
         raise UserError(f'no sampler {sweep.sampler!r}{did_you_mean(str(sweep.sampler), SAMPLERS)}')
     if sweep.sampler in ('random', 'tpe') and not sweep.trials:
         raise UserError(f'trials={sweep.trials!r}: {sweep.sampler} needs a number, 1 or more')
-    if sweep.trials is not None and sweep.trials < 1:
+    if sweep.trials is not None and (not isinstance(sweep.trials, int) or sweep.trials < 1):
         raise UserError(f'trials={sweep.trials!r}: must be 1 or more, or None for all')
+    for key, axis in sweep.space.items():
+        if not isinstance(axis, Axis):
+            raise UserError(f"space: '{key}' is {axis!r}, it must be choice(...) or another axis")
     known = config.flatten(cli.load_config(sweep.config))
     for key in [*sweep.space, *sweep.fixed, *itertools.chain(*sweep.points)]:
         if key in SPLITS:

@@ -5,5 +5,5 @@
     python -m tests.chaos.long_run --steps=10000         memory, open files and disk of a long run
 
 Each prints a table of counts and exits with a status other than 0 if anything went wrong. All run
-on the CPU, where a run's weights are bit-exact. tests/test_chaos.py runs a few of each.
+on the CPU, where a run's weights are bit-exact. tests/chaos/test_chaos.py runs a few of each.
 """

@@ -75,8 +75,8 @@ class Lab:
         self.digits, self.svhn = self._reference(''), self._reference('svhn')
 
     def _reference(self, variant: str) -> Reference:
-        for _ in range(2):  # the first compiles
-            workdir = self.folder / f'undisturbed{variant}{_}'
+        for i in range(2):  # the first compiles
+            workdir = self.folder / f'undisturbed{variant}{i}'
             start = time.perf_counter()
             self.wait(self.train(workdir, variant)).expect(0)
             seconds = time.perf_counter() - start

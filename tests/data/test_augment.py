@@ -106,6 +106,15 @@ def test_is_a_function_of_the_key():
     assert not np.array_equal(one, other)
 
 
+def test_crops_and_cutout_are_scaled_with_the_images():
+    x_BHWC, key = images(16, 16, 16), jax.random.key(5)
+    scaled = augment.Augment(image_side=32, crop_pad=4, cutout=8)
+    plain = augment.Augment(crop_pad=2, cutout=4)
+    results = [a(key, 0, x_BHWC, jnp.zeros(16, int), jnp.arange(16))[0] for a in (scaled, plain)]
+    np.testing.assert_array_equal(*results)
+    assert (np.asarray(results[0]) == 0).all(-1).sum((1, 2)).min() >= 16  # the square of cutout
+
+
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_keeps_the_dtype(dtype):
     assert crop_and_flip(jax.random.key(0), jnp.ones((2, 6, 6, 3), dtype)).dtype == dtype

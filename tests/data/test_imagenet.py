@@ -232,7 +232,7 @@ def test_the_page_on_tfds_mock_data(tmp_path, mock_imagenet):
 # ---- mistakes -------------------------------------------------------------------------------
 
 
-def test_mistakes(folder, insects, tmp_path, monkeypatch):
+def test_mistakes(folder, insects, tmp_path):
     with pytest.raises(DataError, match=r'^insects is not in .*: put its pictures into'):
         open_split('insects', 'train', str(tmp_path))
     config = config_of(folder)

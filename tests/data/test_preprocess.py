@@ -147,6 +147,21 @@ def test_patch_zca_equals_the_slow_reference(chunk):
     np.testing.assert_allclose(kernel_HWIO.reshape(27, 3), whiten_DD[:, middle], rtol=0, atol=1e-6)
 
 
+def test_patch_whiten_equals_the_slow_reference():
+    images = smooth_images(2, 6, 8)
+    kernel_HWIO = np.random.default_rng(1).normal(size=(3, 3, 3, 3)).astype(np.float32)
+    expected = np.zeros(images.shape)
+    x_NHWC = slow_gcn(images, (6 * 8 * 3) ** 0.5)
+    for y in range(6):
+        for x in range(8):
+            for i in range(3):
+                for j in range(3):  # outside, the nearest pixel of the image
+                    pixel_NC = x_NHWC[:, np.clip(y + i - 1, 0, 5), np.clip(x + j - 1, 0, 7)]
+                    expected[:, y, x] += pixel_NC @ kernel_HWIO[i, j]
+    fitted = Preprocess('patch_zca', kernel_HWIO=kernel_HWIO)
+    np.testing.assert_allclose(fitted(images), expected, rtol=0, atol=1e-4)
+
+
 def test_zca_does_not_depend_on_the_chunks():
     images = smooth_images(50, 4, 4)
     for a, b in zip(fit_zca(images, chunk=50), fit_zca(images, chunk=7), strict=True):

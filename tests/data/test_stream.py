@@ -119,7 +119,7 @@ def test_what_is_too_large_streams_by_itself(monkeypatch):
     assert isinstance(assemble(config_of('device')).train(0), Resident)
 
 
-def test_steps_per_call_stay_few(streamed):
+def test_steps_per_call_stay_few():
     """A call's batches are on the device at once, so an epoch's would be as much as all images."""
     config = config_of('stream', **{'train.steps_per_call': 0, 'train.batch_size': 2})
     assert assemble(config).plan.steps_per_call == 10

@@ -40,22 +40,9 @@ def runtime(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope='module')
-def digits(tmp_path_factory) -> pathlib.Path:
-    """A network that knows digits: the bundled one, or three epochs of the quickstart."""
-    if 'mnist' in nin_jax.list_models():
-        return pathlib.Path('mnist')
-    folder = tmp_path_factory.mktemp('runs') / 'quickstart'
-    config = 'experiments/configs/quickstart.py'
-    flags = (f'--config={config}', f'--workdir={folder}', '--config.train.duration=3ep')
-    result = run_module('experiments.main', *flags, timeout=900)
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-@pytest.fixture(scope='module')
-def page_url(digits, runtime, tmp_path_factory):
+def page_url(runtime, tmp_path_factory):
     out = tmp_path_factory.mktemp('demo') / 'page'
-    flags = (f'--workdir={digits}', f'--out={out}', f'--runtime={runtime}')
+    flags = ('--workdir=mnist', f'--out={out}', f'--runtime={runtime}')
     result = run_module('experiments.demo', *flags)
     assert result.returncode == 0 and str(out) in result.stdout, result.stderr
     handler = functools.partial(Quiet, directory=str(out))

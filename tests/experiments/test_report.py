@@ -230,6 +230,7 @@ def test_every_experiment_of_reproduce_is_a_row_of_a_table(configs):
     [
         ('--config.optim.lrr=1', ("'optim.lrr'", "'optim.lr'")),
         ('--config.optim.lr', ("'--config.optim.lr'", '--config.KEY=VALUE')),
+        ('--config.train.batch_size=0', ('train.batch_size=0',)),
         ('--config=other.py', ("'--config=other.py'", '--config.KEY=VALUE')),
     ],
 )

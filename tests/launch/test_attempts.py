@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+
+from tests.helpers import ROOT
 
 
 def attempt(workdir: pathlib.Path, *words: str, **env: str) -> subprocess.CompletedProcess:

@@ -11,7 +11,8 @@ import tempfile
 
 import pytest
 import yaml
-from helpers import ROOT
+
+from tests.helpers import ROOT
 
 
 def steps() -> list[tuple[str, str]]:
@@ -30,7 +31,7 @@ def sent() -> list[str]:
     return [w[1:] for w in words if w.startswith('!')]
 
 
-def test_dockerfile_manners():
+def test_the_dockerfile_ends_as_a_user_without_rights():
     words = steps()
     kinds = [kind for kind, _ in words]
     assert kinds[0] == 'FROM' and re.fullmatch(r'python:3\.1[123]-slim', words[0][1])

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import yaml
-from helpers import ROOT
 
 from launch.clusters import jobset
+from tests.helpers import ROOT
 
 TRAIN = [
     *('python', '-m', 'experiments.main', '--config=a.py:b', '--workdir=/mnt/nin/runs/b'),

@@ -8,8 +8,9 @@ import subprocess
 import time
 
 import pytest
-from helpers import ROOT, TINY_PAGE
-from stand_ins import BASH, on_path, wait_for
+
+from tests.helpers import ROOT, TINY_PAGE
+from tests.stand_ins import BASH, on_path, wait_for
 
 NEW_BASH = subprocess.run([BASH, '-c', '((BASH_VERSINFO[0]*100+BASH_VERSINFO[1]>=501))']).returncode
 needs_new_bash = pytest.mark.skipif(NEW_BASH != 0, reason='local.sh needs bash 5.1')

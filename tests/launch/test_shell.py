@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import yaml
-from helpers import ROOT
+
+from tests.helpers import ROOT
 
 PATTERNS = ('launch/**/*.sh', 'launch/**/*.sbatch', 'tests/**/*.sh', '.ci/run')
 SCRIPTS = sorted(str(p.relative_to(ROOT)) for pattern in PATTERNS for p in ROOT.glob(pattern))

@@ -11,8 +11,9 @@ import sys
 
 import pytest
 import yaml
-from helpers import ROOT
-from stand_ins import BASH
+
+from tests.helpers import ROOT
+from tests.stand_ins import BASH
 
 FILES = ['tpu', 'gpu']
 SKY_PYTHON = os.environ.get('NIN_SKY_PYTHON', sys.executable)

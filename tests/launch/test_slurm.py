@@ -13,8 +13,9 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from helpers import ROOT, TINY_PAGE, summary
-from stand_ins import BASH, on_path, wait_for
+
+from tests.helpers import ROOT, TINY_PAGE, summary
+from tests.stand_ins import BASH, on_path, wait_for
 
 SCRIPT = ROOT / 'launch' / 'clusters' / 'slurm.sbatch'
 

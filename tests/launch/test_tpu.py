@@ -12,8 +12,9 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT
-from stand_ins import BASH, on_path
+
+from tests.helpers import ROOT
+from tests.stand_ins import BASH, on_path
 
 TPU = ROOT / 'launch' / 'tpu' / 'tpu.sh'
 PLACE = {
@@ -247,7 +248,7 @@ def ready(cloud):
     'queued, node',
     [
         *[('ACTIVE', s) for s in ('REPAIRING', 'DELETING', 'PREEMPTED', 'CREATING', 'STOPPED', '')],
-        *[(s, 'READY') for s in ('SUSPENDED', 'SUSPENDING', 'FAILED', 'A STATE OF NEXT YEAR')],
+        *[(s, 'READY') for s in ('SUSPENDED', 'SUSPENDING', 'FAILED', 'UNKNOWN_STATE')],
     ],
 )
 def test_only_a_ready_node_of_an_active_resource_is_usable(cloud, queued, node):

@@ -57,7 +57,7 @@ def test_conv_and_gradients(taps, height, width):
         assert error < TOLERANCE[winograd.tile_outputs(height, width, taps)]
 
 
-def test_a_larger_tile_saves_a_quarter_of_the_products():
+def test_a_larger_tile_is_used_where_it_saves_a_quarter_of_the_products():
     """8x8: 256 or 144; 10x10: 400 or 324; 6x6: 144 or 144."""
     assert [winograd.products(size, size, 2, 3) for size in (8, 10, 6)] == [256, 400, 144]
     assert [winograd.products(size, size, 4, 3) for size in (8, 10, 6)] == [144, 324, 144]

@@ -89,7 +89,7 @@ def silent_flips(saved: pathlib.Path, scratch: pathlib.Path) -> list[tuple[pathl
     return found
 
 
-def test_a_bit_that_orbax_does_not_miss_is_missed_by_nobody_else(saved, tmp_path):
+def test_a_flipped_bit_that_orbax_does_not_notice_is_found(saved, tmp_path):
     """Orbax compares no checksum of the arrays' own bytes; the SHA-256 beside them does."""
     silent = silent_flips(saved, tmp_path / 'scratch')
     assert len(silent) >= 3  # else this damage proves nothing: Orbax sees it by itself

@@ -103,7 +103,7 @@ def test_two_processes_start_from_a_run_and_draw_class_maps(tmp_path, undisturbe
 
 
 @pytest.mark.processes
-def test_mistake_of_one_process_ends_both_with_one_sentence(tmp_path, undisturbed):
+def test_a_mistake_ends_both_processes_with_one_sentence(undisturbed):
     with pair(undisturbed, *SETTINGS, '--config.optim.lr=0.05') as processes:
         statuses, _, errors = finish(processes)
     assert statuses == [2, 2]

@@ -1,14 +1,15 @@
 """The folder of a run: what a run that never started leaves behind."""
 
 import errno
+import shutil
 
 import pytest
-from helpers import tiny_config
 
 from nin_jax import commands
 from nin_jax.errors import CheckpointError, ConfigError, UserError
 from nin_jax.runs.metrics import Metrics, Stopwatch
 from nin_jax.runs.workdir import flat_config, locked, write_or_check_config
+from tests.helpers import tiny_config
 
 
 def test_a_corrected_command_is_accepted(tmp_path):
@@ -29,7 +30,7 @@ def test_a_run_that_has_started_keeps_its_config(tmp_path):
     assert commands.train(config, tmp_path, command='') == 0
     (tmp_path / 'summary.json').unlink()
     (tmp_path / 'metrics.jsonl').write_text('{}\n')
-    with pytest.raises(Exception, match='damaged'):
+    with pytest.raises(CheckpointError, match='damaged'):
         commands.train(config, tmp_path, command='')
     assert (tmp_path / 'config.json').exists()
 
@@ -81,3 +82,17 @@ def test_deleted_metrics_are_accepted_twice(tmp_path, capsys, text, accepted):
     else:
         with pytest.raises(CheckpointError, match='is damaged'):
             resume()
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path):
+    config = tiny_config()
+    config.train.duration = '8steps'
+    for lr, name in ((0.1, 'ours'), (0.05, 'theirs')):
+        config.optim.lr = lr
+        assert commands.train(config, tmp_path / name, command='') == 0
+    shutil.rmtree(tmp_path / 'ours' / 'checkpoints')
+    shutil.copytree(tmp_path / 'theirs' / 'checkpoints', tmp_path / 'ours' / 'checkpoints')
+    (tmp_path / 'ours' / 'summary.json').unlink()
+    config.optim.lr = 0.1
+    with pytest.raises(CheckpointError, match=r'belongs to another run, with optim\.lr=0\.05'):
+        commands.train(config, tmp_path / 'ours', command='')

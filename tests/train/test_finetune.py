@@ -40,12 +40,16 @@ def config_from(source, **changes):
     return config
 
 
-def split(params):
-    """(the last layer's leaves, all others) by path."""
-    leaves = {
+def leaves_of(params):
+    return {
         tuple(k.key for k in path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
+
+
+def split(params):
+    """(the last layer's leaves, all others) by path."""
+    leaves = leaves_of(params)
     head = {path: leaf for path, leaf in leaves.items() if path[:-1] == HEAD}
     return head, {path: leaf for path, leaf in leaves.items() if path not in head}
 
@@ -138,23 +142,35 @@ def test_learning_rates_by_group():
     [
         (lambda c: c.model.blocks.mlpconv1.update(kernel=3), 'has conv1.kernel of shape (5, 5, 1'),
         (lambda c: c.model.blocks.mlpconv1.update(features=(8, 8, 9)), 'has cccp2.bias of shape'),
-        (lambda c: c.model.blocks.update(mlpconv3=block((10,), 1, init_std=())), ''),
-        (lambda c: c.model.update(head='fc'), ''),
-        (lambda c: c.model.blocks.update(mlpconv2=block((10,), 3, init_std=())), ''),
         (lambda c: c.model.blocks.mlpconv1.update(features=(8,) * 4), 'has no cccp3.bias'),
     ],
 )
 def test_what_does_not_fit_is_named(source, change, words):
     config = config_from(source)
     change(config)
-    assembled = assemble(config)
-    if not words:  # the old last layer fits as an inner one, or is not needed
-        assembled.start(0)
-        return
     with pytest.raises(ConfigError) as e:
-        assembled.start(0)
+        assemble(config).start(0)
     assert f'init.weights={str(source)!r} {words}' in str(e.value)
     assert 'repeat its model.blocks' in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ('change', 'last'),
+    [
+        (lambda c: c.model.blocks.update(mlpconv3=block((10,), 1, init_std=())), 'mlpconv3'),
+        (lambda c: c.model.update(head='fc'), 'fc'),
+        (lambda c: c.model.blocks.update(mlpconv2=block((10,), 3, init_std=())), 'mlpconv2'),
+    ],
+)
+def test_the_old_last_layer_is_an_inner_one_or_not_needed(source, weights, change, last):
+    config = config_from(source)
+    change(config)
+    state = assemble(config).start(0)
+    inner = {path: leaf for path, leaf in leaves_of(state.params).items() if last not in path}
+    theirs = leaves_of(weights)
+    assert inner and len(inner) == len(theirs) - 6 * (last == 'mlpconv2')
+    assert_equal(inner, {path: theirs[path] for path in inner})
 
 
 def test_no_such_run(tmp_path):

@@ -9,11 +9,13 @@ import optax
 import pytest
 from flax import nnx
 
+from nin_jax import commands
 from nin_jax.data import datasets
 from nin_jax.devices import make_mesh
 from nin_jax.plan import make_plan
+from nin_jax.train import loop
 from nin_jax.train.trainer import make_setup
-from tests.helpers import load_page, metrics, run_main, summary
+from tests.helpers import load_page, metrics, run_main, summary, tiny_config
 
 EPOCH = 8  # steps: 256 images in batches of 32
 DEAD = (
@@ -45,6 +47,25 @@ def test_hopeless_runs_start_over_as_the_config_says(tmp_path, flags):
     assert summary(tmp_path)['attempt'] == 2
     first = [line['attempt'] for line in metrics(tmp_path, 'train') if line['step'] == 4]
     assert first == [0, 1, 2]  # no attempt's records are lost
+
+
+def test_a_restarted_run_trains_to_its_end(tmp_path, monkeypatch):
+    record, recorded = loop.record_metrics, []
+
+    def diverge_once(trainer, recorder, step, found):
+        recorded.append(step)
+        if len(recorded) == 2:
+            raise loop.DivergedError('made up', step)
+        record(trainer, recorder, step, found)
+
+    monkeypatch.setattr(loop, 'record_metrics', diverge_once)
+    config = tiny_config()
+    config.train.restarts = 1
+    assert commands.train(config, tmp_path, command='') == 0
+    assert recorded == [4, 8, *range(4, 25, 4)]
+    assert (summary(tmp_path)['status'], summary(tmp_path)['attempt']) == ('done', 1)
+    lines = metrics(tmp_path, 'train')
+    assert [line['step'] for line in lines if line['attempt'] == 1] == [*range(4, 25, 4)]
 
 
 @pytest.mark.heavy

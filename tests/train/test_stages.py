@@ -3,12 +3,24 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from launch.cost import flops_per_image
+from nin_jax.data.pipeline import resize_source
+from nin_jax.data.sources import Arrays
 from nin_jax.plan import Stage
 from nin_jax.runs.metrics import Stopwatch
 from nin_jax.train import loop
 from tests.helpers import assemble, load_page, plan_of, tiny_config
+
+
+def test_images_are_resized_with_antialiasing():
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    labels = np.zeros(3, np.int32)
+    small = resize_source(Arrays(images, labels, ('a',)), 20).load()
+    pillow = [Image.fromarray(i).resize((20, 20), Image.Resampling.BILINEAR) for i in images]
+    difference = small.images.astype(int) - np.stack([np.asarray(i) for i in pillow])
+    assert small.images.dtype == np.uint8 and np.abs(difference).max() <= 1  # rounded twice
 
 
 def staged_config():

@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from helpers import load_page, tiny_config
 from PIL import Image
 
 from nin_jax.visualize import html
+from tests.helpers import load_page, tiny_config
 
 LINES = [
     {'kind': 'train', 'attempt': 0, 'step': 4, 'epoch': 0.5, 'loss': 2.0, 'error': 0.9}

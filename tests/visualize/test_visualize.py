@@ -365,7 +365,7 @@ def test_predict_a_folder_as_json(workdir, tmp_path):
         ('predict', ['--workdir={run}', '{run}/config.json'], 'config.json'),
         ('predict', ['--workdir={run}', 'a.png', 'b.png', '--heatmap=c.png'], '--heatmap=c.png'),
         ('predict', ['--workdir={run}', 'a.png', '--heatmap=c.jpg'], '--heatmap=c.jpg'),
-        ('predict', ['--workdir={run}', '{here}/a.png', '--step=5'], '5'),
+        ('predict', ['--workdir={run}', '{here}/a.png', '--step=5'], 'step 5'),
         ('visualize', [], '--workdir'),
         ('visualize', ['--workdir={run}', 'a.png'], "'a.png'"),
         ('visualize', ['--workdir={here}/none'], 'none'),

@@ -7,12 +7,12 @@ import sqlite3
 
 import optuna
 import pytest
-from helpers import TINY_PAGE
 from optuna.trial import TrialState
 
 from experiments.space import Sweep
 from launch.sweep import attempts, flags, study
 from nin_jax.errors import UserError
+from tests.helpers import TINY_PAGE
 
 TINY = str(TINY_PAGE)
 SWEEP = Sweep(TINY, points=tuple({'optim.lr': lr} for lr in (0.1, 0.2, 0.3)))
@@ -91,7 +91,6 @@ def notice(folder):
 
 
 def test_six_processes_that_notice_a_loss_at_once_count_it_once(tmp_path):
-    """On the former scheduler, this gave losses 4, 2, 4, and three points failed for good."""
     queue = open_study(tmp_path)
     assert [claim(queue).number for _ in range(3)] == [0, 1, 2]
     with contextlib.closing(sqlite3.connect(tmp_path / 'study.db')) as connection, connection:
@@ -106,7 +105,6 @@ def test_six_processes_that_notice_a_loss_at_once_count_it_once(tmp_path):
 
 
 def test_an_attempt_that_runs_elsewhere_is_not_taken_back(tmp_path):
-    """On the former scheduler, the slower of two workers put it back into the queue."""
     sweep = Sweep(TINY, points=({'optim.lr': 0.1},))
     one, two = open_study(tmp_path, sweep), open_study(tmp_path, sweep)
     first = claim(one)

@@ -15,11 +15,11 @@ import time
 import optuna
 import pytest
 import sqlalchemy
-from helpers import ROOT, TINY_PAGE, metrics, run_process, summary
 
 from launch.processes import ProcessGroup
 from launch.sweep import __main__ as entry
 from launch.sweep import attempts, flags, study
+from tests.helpers import ROOT, TINY_PAGE, metrics, run_process, summary
 from tests.launch.sweep.server import Postgres, programs
 from tests.launch.sweep.stress import PROGRAM, children, kill, stress, write_sweep
 from tests.launch.sweep.stress import drive as stress_drive
@@ -202,7 +202,7 @@ def test_a_database_that_is_not_there_ends_in_75(tmp_path, capsys, monkeypatch):
 @needs_postgres
 @pytest.mark.processes
 def test_a_restart_of_the_database_costs_nothing(tmp_path):
-    """The former workers ended with it, were counted as dead, and their trials as lost."""
+    """The drivers wait for it, and no trial is counted as lost."""
     with Postgres() as server:
         argv = words(tmp_path, 6, '--workers=2', f'--storage={server.url}')
         driver = start(argv, tmp_path / 'log', STUB_STEP_S='0.4')

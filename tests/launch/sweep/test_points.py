@@ -4,7 +4,6 @@ import re
 import shlex
 
 import pytest
-from helpers import ROOT, TINY_PAGE
 
 from experiments import cli
 from experiments.space import Sweep, choice, integer, log_uniform, text, uniform
@@ -15,6 +14,7 @@ from nin_jax.config import flatten
 from nin_jax.data import cache, catalog
 from nin_jax.errors import UserError
 from nin_jax.train.trainer import state_shapes
+from tests.helpers import ROOT, TINY_PAGE
 
 TINY = str(TINY_PAGE)
 CONFIGS = sorted((ROOT / 'experiments' / 'sweeps').glob('[!_]*.py'))
@@ -38,6 +38,8 @@ def test_sweep_configs_are_valid_and_never_use_the_test_images(path, monkeypatch
         (dict(space=LR, fixed={'sed': 1}), "'sed', did you mean 'seed'?"),
         (dict(space=LR, sampler='gird'), "'gird', did you mean 'grid'?"),
         (dict(space=LR, sampler='tpe'), 'trials=None'),
+        (dict(space=LR, sampler='tpe', trials='5'), "trials='5'"),
+        (dict(space={'optim.lr': (0.01, 0.1)}), "'optim.lr' is (0.01, 0.1)"),
         (dict(space=LR, points=({'seed': 1},)), 'either a space or points'),
         (dict(space={'data.eval': choice('test')}), "'data.eval'"),
         (dict(space=LR, fixed={'data.train': 'train+valid'}), "'data.train'"),

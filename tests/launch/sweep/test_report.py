@@ -6,7 +6,6 @@ import re
 import shlex
 
 import pytest
-from helpers import TINY_PAGE
 from optuna.trial import TrialState
 from PIL import Image
 
@@ -14,6 +13,7 @@ from experiments import cli
 from experiments.space import Sweep, choice, integer, log_uniform
 from launch.sweep import __main__ as entry
 from launch.sweep import attempts, flags, report, study
+from tests.helpers import TINY_PAGE
 
 TINY = str(TINY_PAGE)
 

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
 
 from launch.sweep import __main__ as entry
 from launch.sweep import flags
+from tests.helpers import ROOT
 from tests.launch.sweep.server import Postgres, programs
 from tests.launch.sweep.stress import PROGRAM, write_sweep
 
@@ -34,9 +34,12 @@ SECRET = 'hush-hush-9'
     ],
 )
 def test_a_mistake_in_the_command_gets_one_sentence(words, expected, tmp_path, capsys):
-    with contextlib.suppress(SystemExit):
-        where = [] if 'report' in words else [f'--workdir={tmp_path}']
-        assert entry.main([*words, *where]) == 2
+    where = [] if 'report' in words else [f'--workdir={tmp_path}']
+    try:
+        status = entry.main([*words, *where])
+    except SystemExit as e:
+        status = e.code
+    assert status == 2
     error = capsys.readouterr().err
     assert error.startswith('error: ') and expected in error and error.count('\n') == 1
 
@@ -74,7 +77,7 @@ def test_the_parts_of_a_url(url, secret, shown):
 )
 @pytest.mark.parametrize('way', ['flag', 'file', 'variable'])
 def test_no_sentence_shows_a_password(url, way, tmp_path, capsys, monkeypatch):
-    """The former sweep printed it in two of its sentences."""
+    """Neither the sentence nor the URL in it."""
     from launch.sweep import study
 
     monkeypatch.setattr(study, 'STARTUP_S', 0.0)

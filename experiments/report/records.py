@@ -65,7 +65,7 @@ def from_workdir(folder: pathlib.Path) -> dict:
     rows = epochs(metrics(folder, run)) if run.get('status') in ('done', 'preempted') else []
     if run.get('status') == 'preempted' and rows:
         run |= {'epoch': rows[-1][0], 'final_error': rows[-1][4]}
-    run['name'] = run_name(folder)
+    run |= {'name': run_name(folder), 'columns': COLUMNS, 'epochs': rows}
     check(run, folder)
     run['config']['data.dir'] = ''  # specific to this machine
     run['command'] = shlex.join(
@@ -73,7 +73,7 @@ def from_workdir(folder: pathlib.Path) -> dict:
         for word in shlex.split(run['command'])
         if not word.startswith('--config.data.dir=')
     )
-    return run | {'columns': COLUMNS, 'epochs': rows}
+    return run
 
 
 def metrics(folder: pathlib.Path, run: dict) -> list[dict]:

@@ -79,6 +79,7 @@ COMMAND_LINE = [
     Case(SEEDS, ('--config=x', '--workdir={tmp}', '--seeds=x'), ('--seeds', "'x'")),
     Case(SEEDS, ('--config=x', '--workdir={tmp}', '--config.seed=1'), '--config.seed'),
     Case(SEEDS, ('--config=x', '--workdir={tmp}', '--mode=dryrun'), '--mode'),
+    Case(SEEDS, ('--config={tiny}', '--workdir={tmp}', '--config.optim.lrr=1'), "'optim.lrr'"),
 ]
 PAGES = [
     Case(MAIN, ('--config={tmp}/page.py',), ('page.py', reason), files={'page.py': text})
@@ -130,7 +131,7 @@ VALUES = [
         ('optim.lr', 'nan', 'optim.lr=nan'),
         ('optim.lr', 'inf', 'optim.lr=inf'),
         ('optim.lr', '1e9', 'optim.lr=1000000000.0'),
-        ('optim.momentum', '1', 'optim.momentum=1.0'),
+        ('optim.momentum', '1', 'optim.momentum=1.0', 'from 0 to below 1'),
         ('optim.momentum', '-0.1', 'optim.momentum=-0.1'),
         ('optim.weight_decay', '-1e-4', 'optim.weight_decay=-0.0001'),
         ('optim.bias_lr', '-1', 'optim.bias_lr=-1.0'),
@@ -153,7 +154,7 @@ VALUES = [
         ('model.dropout_mode', 'x', "model.dropout_mode='x'"),
         ('model.head', 'gpa', "model.head='gpa'", "'gap'"),
         ('preprocess.recipe', 'zca', "preprocess.recipe='zca'", "'gcn_zca'"),
-        ('model.blocks.mlpconv1.kernel', '4', 'mlpconv1.kernel=4'),
+        ('model.blocks.mlpconv1.kernel', '4', 'mlpconv1.kernel=4', 'must be odd'),
         ('model.blocks.mlpconv1.kernel', '-1', 'mlpconv1.kernel=-1'),
         ('model.blocks.mlpconv1.pool', 'mean', "mlpconv1.pool='mean'"),
         ('model.blocks.mlpconv1.dropout', '1', 'mlpconv1.dropout=1.0'),
@@ -355,12 +356,12 @@ PICTURES = [
         {'photo.png': data},
     )
     for data, *names in (
-        (b'not a picture',),
-        (b'',),
+        (b'not a picture', 'not a picture this can read'),
+        (b'', 'not a picture this can read'),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>',),
         (PICKLED,),
-        (encoded(NOISE, 'PNG')[:5000],),
-        (encoded(NOISE, 'JPEG')[:1500],),
+        (encoded(NOISE, 'PNG')[:5000], 'damaged'),
+        (encoded(NOISE, 'JPEG')[:1500], 'damaged'),
         (encoded(NOISE, 'GIF')[:700],),
         (encoded(NOISE, 'WEBP')[:700],),
         (png(20, 20),),
@@ -391,7 +392,14 @@ PICTURES = [
         '{tmp}',
         files={'a.png': encoded(NOISE, 'PNG')},
     ),
+    Case(
+        PREDICT,
+        ('--workdir={run}', '{tmp}/a.png', '--step=5'),
+        'step 5',
+        files={'a.png': encoded(NOISE, 'PNG')},
+    ),
     Case(VISUALIZE, (), '--workdir'),
+    Case(VISUALIZE, ('--workdir={tmp}/none',), '{tmp}/none'),
     Case(VISUALIZE, ('extra',), "'extra'"),
     Case(VISUALIZE, ('--workdir={run}', '--longest=5'), ('longest', '5', '[16, 2048]')),
     Case(VISUALIZE, ('--workdir={run}', '--step=5'), 'step 5'),
@@ -529,6 +537,8 @@ CAFFE = [
         (PICKLED,),
         (b'\x89PNG\r\n\x1a\n' + bytes(100),),
         (b'\xff' * 64,),
+        (bytes.fromhex('1206220463636370'), 'it holds no layer'),
+        (bytes.fromhex('12193206080110011801220463636370'), 'ends too soon'),
         (field(2, field(4, b'conv1') + field(6, field(5, bytes(4)))), "'conv1'"),
     )
 ] + [

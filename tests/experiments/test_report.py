@@ -449,25 +449,6 @@ def test_seeds_done_are_left_alone(two_seeds):
     assert (workdir / 'seed0' / 'summary.json').stat().st_mtime_ns == before
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    ('words', 'status', 'message'),
-    [
-        (['--seeds=0'], 2, 'N must be at least 1'),
-        (['--config.seed=4'], 2, '--config.seed'),
-        (['--seeds=many'], 2, "invalid int value: 'many'"),
-        (['--config.optim.lrr=1.'], 2, "unknown key 'optim.lrr'"),
-    ],
-)
-def test_wrong_seeds_commands(tmp_path, words, status, message):
-    result = subprocess.run(
-        seeds(tmp_path, *words), cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert result.returncode == status and message in result.stderr
-    assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.slow
 def test_every_row_of_the_tables_in_miniature(data_dir, tmp_path):
     """The config of each row on real data with :smoke, then the file that reports them all."""

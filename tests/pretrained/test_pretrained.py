@@ -104,32 +104,6 @@ def test_each_object_of_a_larger_picture_lights_up(run, test_split):
         assert top < (box[0] + box[2]) / 2 < top + 32 and left < (box[1] + box[3]) / 2 < left + 32
 
 
-@pytest.mark.parametrize(
-    ('content', 'sentence'),
-    [
-        (None, 'No such file'),
-        (b'PK\x03\x04' + bytes(100), 'is not a Caffe model'),
-        (bytes.fromhex('1206220463636370'), 'is not a Caffe model: it holds no layer'),
-        (bytes.fromhex('12193206080110011801220463636370'), 'ends too soon'),
-    ],
-)
-def test_damaged_and_foreign_files_are_one_sentence(tmp_path, content, sentence):
-    path = tmp_path / 'net.caffemodel'
-    if content is not None:
-        path.write_bytes(content)
-    result = run_module(
-        'experiments.pretrained', f'--caffemodel={path}', f'--workdir={tmp_path / "run"}'
-    )
-    assert result.returncode == 2 and sentence in result.stderr
-    assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
-    assert not (tmp_path / 'run').exists()
-
-
-def test_flags_are_asked_for():
-    result = run_module('experiments.pretrained')
-    assert result.returncode == 2 and result.stderr.startswith('error: --caffemodel is missing')
-
-
 def test_fill_goes_from_first_to_last_and_checks_shapes():
     layers = {n: {'kernel': np.zeros((1, 1, 2, 2)), 'bias': np.zeros(2)} for n in ('cccp1', 'conv')}
     params = {'mlpconvs': {'mlpconv1': {'layers': layers}}}

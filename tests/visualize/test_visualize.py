@@ -1,10 +1,7 @@
 """Class maps, pictures and predictions: the arithmetic, a run's own, and bad pictures."""
 
-import io
 import json
 import pathlib
-import struct
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -178,52 +175,6 @@ def exif(orientation):
     return data
 
 
-def png(width, height, *extra):
-    """A PNG that says it is of a size, without the pixels."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-        )
-
-    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    chunks = (*extra, (b'IDAT', zlib.compress(b'')), (b'IEND', b''))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + b''.join(chunk(*c) for c in chunks)
-
-
-def encoded(image, kind):
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-TEXT_BOMB = (b'zTXt', b'a\0\0' + zlib.compress(bytes(70 << 20)))
-BAD_PICTURES = {
-    'text': (b'not a picture', 'not a picture this can read'),
-    'empty': (b'', 'not a picture this can read'),
-    'html': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not a picture this can read'),
-    'half a png': (encoded(NOISE, 'PNG')[:5000], 'damaged'),
-    'half a jpeg': (encoded(NOISE, 'JPEG')[:1500], 'damaged'),
-    'no pixels': (png(20, 20), 'damaged'),
-    'bomb': (png(60_000, 60_000), 'more than 64,000,000 pixels'),
-    'smaller bomb': (png(9_000, 9_000), 'more than 64,000,000 pixels'),
-    'text bomb': (png(20, 20, TEXT_BOMB), 'damaged'),
-    'floats': (encoded(Image.new('F', (4, 4)), 'TIFF'), 'floating-point'),
-    'another format': (encoded(NOISE.convert('P'), 'PCX'), 'not a picture this can read'),
-}
-
-
-@pytest.mark.parametrize('kind', BAD_PICTURES)
-def test_bad_pictures_are_one_sentence(tmp_path, kind):
-    data, words = BAD_PICTURES[kind]
-    path = tmp_path / 'photo.png'
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=words) as caught:
-        images.read_image(path)
-    assert 'photo.png' in str(caught.value) and '\n' not in str(caught.value)
-
-
 def test_missing_pictures_are_one_sentence(tmp_path):
     with pytest.raises(DataError, match='absent'):
         images.read_image(tmp_path / 'absent.png')
@@ -355,29 +306,6 @@ def test_predict_a_folder_as_json(workdir, tmp_path):
     assert [pathlib.Path(f['path']).name for f in found] == ['a.png', 'b.png']
     p = [c['probability'] for c in found[0]['classes']]
     assert len(p) == 10 and p == sorted(p, reverse=True) and sum(p) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    ('module', 'words', 'name'),
-    [
-        ('predict', ['photo.png'], 'photo.png'),
-        ('predict', ['--workdir={run}'], 'picture'),
-        ('predict', ['--workdir={run}', '{run}/config.json'], 'config.json'),
-        ('predict', ['--workdir={run}', 'a.png', 'b.png', '--heatmap=c.png'], '--heatmap=c.png'),
-        ('predict', ['--workdir={run}', 'a.png', '--heatmap=c.jpg'], '--heatmap=c.jpg'),
-        ('predict', ['--workdir={run}', '{here}/a.png', '--step=5'], 'step 5'),
-        ('visualize', [], '--workdir'),
-        ('visualize', ['--workdir={run}', 'a.png'], "'a.png'"),
-        ('visualize', ['--workdir={here}/none'], 'none'),
-        ('visualize', ['--workdir={run}', '--images={here}/b.png'], 'b.png'),
-    ],
-)
-def test_mistakes_are_named(workdir, tmp_path, module, words, name):
-    Image.new('L', (28, 28)).save(tmp_path / 'a.png')
-    words = [w.format(run=workdir, here=tmp_path) for w in words]
-    result = run_module(f'experiments.{module}', *words)
-    assert_refused(result, name)
-    assert not pathlib.Path('c.png').exists()
 
 
 @pytest.mark.heavy

@@ -102,9 +102,9 @@ def record_metrics(trainer: Trainer, recorder: Recorder, step: int, metrics: dic
     if dead_steps >= trainer.config.train.dead_steps:
         classes = len(trainer.class_names)
         raise DivergedError(
-            f'dead network: all logits of 95 % of the images have been 0 for {dead_steps} steps, '
-            f'so the loss stays at ln({classes}) = {math.log(classes):.6f} and almost no gradient '
-            'flows: use another seed, or allow train.restarts',
+            f'dead network: for {dead_steps} steps, all logits of 95 % of the images have been 0, '
+            f'or a layer has had no gradient; the loss stays near ln({classes}) = '
+            f'{math.log(classes):.6f}: use another seed, or allow train.restarts',
             step,
         )
 

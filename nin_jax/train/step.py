@@ -29,7 +29,8 @@ class TrainState:
     Attributes:
       step: int32, number of updates.
       attempt: int32, number of restarts with new weights.
-      dead_steps: int32, number of consecutive steps on which the network is dead, see `is_dead`.
+      dead_steps: int32, number of consecutive steps with a dead network, see `has_no_logits` and
+        `has_dead_layer`.
       params: parameter tree, float32.
       opt_state: state of the optimizer.
       stats: running averages of batch normalization, float32; empty without it.
@@ -130,7 +131,8 @@ def train_steps(
             grads, state.opt_state, state.params, value=error
         )
         updates = without_frozen(updates, setup.frozen)
-        dead_steps = jnp.where(is_dead(logits_BK), state.dead_steps + 1, 0)
+        is_dead = has_no_logits(logits_BK) | has_dead_layer(grads, setup.frozen)
+        dead_steps = jnp.where(is_dead, state.dead_steps + 1, 0)
         params: Any = optax.apply_updates(state.params, updates)
         state = TrainState(
             state.step + 1,
@@ -151,7 +153,7 @@ def train_steps(
     }
 
 
-def is_dead(logits_BK: jax.Array) -> jax.Array:
+def has_no_logits(logits_BK: jax.Array) -> jax.Array:
     """Returns whether all logits are zero for 95 % of the images or more, as a bool scalar.
 
     The class maps' ReLU is then zero almost everywhere, and almost no gradient flows. Dropout can
@@ -160,12 +162,32 @@ def is_dead(logits_BK: jax.Array) -> jax.Array:
     return jnp.mean(jnp.any(logits_BK != 0, axis=-1)) <= 0.05
 
 
+def has_dead_layer(grads: Any, frozen: int) -> jax.Array:
+    """Returns whether a trained kernel has no gradient at all, as a bool scalar.
+
+    The ReLU of that layer or of a later one is then zero for all images, so all images have the
+    same logits, and the layers before it cannot learn. The first `frozen` mlpconv layers do not
+    count.
+    """
+    names = frozen_blocks(frozen)
+    kernels = [
+        jnp.any(grad != 0)
+        for path, grad in jax.tree_util.tree_leaves_with_path(grads)
+        if path[-1].key == 'kernel' and path[1].key not in names
+    ]
+    return ~jnp.all(jnp.stack(kernels))
+
+
+def frozen_blocks(frozen: int) -> set[str]:
+    return {f'mlpconv{i}' for i in range(1, frozen + 1)}
+
+
 def without_frozen(updates: Any, frozen: int) -> Any:
     """Sets the updates of the first `frozen` mlpconv layers to 0.
 
     Their gradient is 0, but an optimizer would still apply momentum and weight decay.
     """
-    names = {f'mlpconv{i}' for i in range(1, frozen + 1)}
+    names = frozen_blocks(frozen)
     return jax.tree_util.tree_map_with_path(
         lambda path, update: jnp.zeros_like(update) if path[1].key in names else update, updates
     )

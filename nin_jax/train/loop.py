@@ -102,9 +102,9 @@ def record_metrics(trainer: Trainer, recorder: Recorder, step: int, metrics: dic
     if dead_steps >= trainer.config.train.dead_steps:
         classes = len(trainer.class_names)
         raise DivergedError(
-            f'dead network: for {dead_steps} steps, all logits of 95 % of the images have been 0, '
-            f'or a layer has had no gradient; the loss stays near ln({classes}) = '
-            f'{math.log(classes):.6f}: use another seed, or allow train.restarts',
+            f'dead network: all logits of 95 % of the images have been 0 for {dead_steps} steps, '
+            f'so the loss stays at ln({classes}) = {math.log(classes):.6f} and almost no gradient '
+            'flows: use another seed, or allow train.restarts',
             step,
         )
 
@@ -155,12 +155,19 @@ class Scoring:
         self._program(0)  # compiles before the clock starts
         with self._recorder.clock('eval'):
             loss, errors, dead_maps = score(self._trainer, state.weights, self._program)
-        error = errors / len(self._trainer.eval)
+        error, classes = errors / len(self._trainer.eval), len(self._trainer.class_names)
         self._recorder.eval(int(state.step), loss, error, errors)
+        # In bfloat16, logits that hardly differ can round to the same number.
+        if dead_maps == classes and self._trainer.config.dtype == 'float32':
+            raise DivergedError(
+                'dead network: all images have the same logits, because a hidden layer is zero for '
+                'all of them: use another seed, or allow train.restarts',
+                int(state.step),
+            )
         if dead_maps != self._dead_maps:
-            self._dead_maps, maps = dead_maps, len(self._trainer.class_names)
+            self._dead_maps = dead_maps
             fix = '; model.class_bias above 0 prevents it' if dead_maps else ''
-            self._recorder.note(f'{dead_maps} of {maps} class maps are zero for all images{fix}')
+            self._recorder.note(f'{dead_maps} of {classes} logits are the same for all images{fix}')
         if self._trainer.config.eval.pictures:
             with self._recorder.clock('eval'):
                 drawn_HWC = class_maps(self._trainer, state.weights, self._shown)
@@ -175,16 +182,17 @@ class Scoring:
 def score(trainer: Trainer, weights: dict, program: Callable) -> tuple[float, int, int]:
     """Evaluates the weights on the evaluation split.
 
-    Returns mean cross-entropy (nats), number of errors, and number of classes whose logit is zero
-    for all images.
+    Returns mean cross-entropy (nats), number of errors, and number of classes whose logit is the
+    same for all images.
     """
-    loss, errors, alive_K = 0.0, 0, np.zeros(len(trainer.class_names), bool)
+    loss, errors, low_K, high_K = 0.0, 0, np.inf, -np.inf
     for part in trainer.eval.parts():
         scores = jax.device_get(program(len(part))(weights, part, trainer.preprocess))
         loss += float(scores['loss']) * len(part)
         errors += int(scores['errors'])
-        alive_K |= scores['alive_K']
-    return loss / len(trainer.eval), errors, int(np.sum(~alive_K))
+        low_K, high_K = np.minimum(low_K, scores['low_K']), np.maximum(high_K, scores['high_K'])
+    dead_maps = int(np.sum(low_K == high_K)) if len(trainer.eval) > 1 else 0
+    return loss / len(trainer.eval), errors, dead_maps
 
 
 def eval_program(trainer: Trainer, state: TrainState, clock: Stopwatch) -> Callable:

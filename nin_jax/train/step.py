@@ -29,8 +29,7 @@ class TrainState:
     Attributes:
       step: int32, number of updates.
       attempt: int32, number of restarts with new weights.
-      dead_steps: int32, number of consecutive steps with a dead network, see `has_no_logits` and
-        `has_dead_layer`.
+      dead_steps: int32, number of consecutive steps on which the network is dead, see `is_dead`.
       params: parameter tree, float32.
       opt_state: state of the optimizer.
       stats: running averages of batch normalization, float32; empty without it.
@@ -131,8 +130,7 @@ def train_steps(
             grads, state.opt_state, state.params, value=error
         )
         updates = without_frozen(updates, setup.frozen)
-        is_dead = has_no_logits(logits_BK) | has_dead_layer(grads, setup.frozen)
-        dead_steps = jnp.where(is_dead, state.dead_steps + 1, 0)
+        dead_steps = jnp.where(is_dead(logits_BK), state.dead_steps + 1, 0)
         params: Any = optax.apply_updates(state.params, updates)
         state = TrainState(
             state.step + 1,
@@ -153,7 +151,7 @@ def train_steps(
     }
 
 
-def has_no_logits(logits_BK: jax.Array) -> jax.Array:
+def is_dead(logits_BK: jax.Array) -> jax.Array:
     """Returns whether all logits are zero for 95 % of the images or more, as a bool scalar.
 
     The class maps' ReLU is then zero almost everywhere, and almost no gradient flows. Dropout can
@@ -162,32 +160,12 @@ def has_no_logits(logits_BK: jax.Array) -> jax.Array:
     return jnp.mean(jnp.any(logits_BK != 0, axis=-1)) <= 0.05
 
 
-def has_dead_layer(grads: Any, frozen: int) -> jax.Array:
-    """Returns whether a trained kernel has no gradient at all, as a bool scalar.
-
-    The ReLU of that layer or of a later one is then zero for all images, so all images have the
-    same logits, and the layers before it cannot learn. The first `frozen` mlpconv layers do not
-    count.
-    """
-    names = frozen_blocks(frozen)
-    kernels = [
-        jnp.any(grad != 0)
-        for path, grad in jax.tree_util.tree_leaves_with_path(grads)
-        if path[-1].key == 'kernel' and path[1].key not in names
-    ]
-    return ~jnp.all(jnp.stack(kernels))
-
-
-def frozen_blocks(frozen: int) -> set[str]:
-    return {f'mlpconv{i}' for i in range(1, frozen + 1)}
-
-
 def without_frozen(updates: Any, frozen: int) -> Any:
     """Sets the updates of the first `frozen` mlpconv layers to 0.
 
     Their gradient is 0, but an optimizer would still apply momentum and weight decay.
     """
-    names = frozen_blocks(frozen)
+    names = {f'mlpconv{i}' for i in range(1, frozen + 1)}
     return jax.tree_util.tree_map_with_path(
         lambda path, update: jnp.zeros_like(update) if path[1].key in names else update, updates
     )
@@ -250,15 +228,15 @@ def cross_entropy(logits_BK: jax.Array, targets_B: jax.Array) -> jax.Array:
 def evaluate(
     weights: dict, examples: Examples, preprocess: Preprocess, *, setup: Setup
 ) -> dict[str, jax.Array]:
-    """Evaluates every example once: 'loss' (mean, nats), 'errors' (a count) and 'alive_K'.
+    """Evaluates every example once: 'loss' (mean, nats), 'errors' (a count), 'low_K', 'high_K'.
 
-    'alive_K' is whether the class's logit is other than zero for any image. `weights` are
+    'low_K' and 'high_K' are the lowest and highest logit of each class. `weights` are
     `TrainState.weights`; the logits are means over the views of `setup.tta`.
     """
     n, batch_size = len(examples.labels), setup.eval_batch_size
     positions = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
 
-    def one_batch(sums: tuple, positions_B: jax.Array) -> tuple[tuple, jax.Array]:
+    def one_batch(sums: tuple, positions_B: jax.Array) -> tuple[tuple, tuple]:
         x_BHWC, labels_B = take_batch(
             examples, jnp.minimum(positions_B, n - 1), preprocess, setup.mesh
         )
@@ -267,10 +245,13 @@ def evaluate(
         real_B = positions_B < n  # masks the padding of the last batch
         wrong_B = real_B & (jnp.argmax(logits_BK, axis=-1) != labels_B)
         sums = sums[0] + jnp.sum(losses_B * real_B), sums[1] + jnp.sum(wrong_B)
-        return sums, jnp.any(logits_BK != 0, axis=0)
+        return sums, (jnp.min(logits_BK, axis=0), jnp.max(logits_BK, axis=0))
 
-    (loss, errors), alive_NK = jax.lax.scan(one_batch, (jnp.float32(0), jnp.int32(0)), positions)
-    return {'loss': loss / n, 'errors': errors, 'alive_K': jnp.any(alive_NK, axis=0)}
+    (loss, errors), (low_NK, high_NK) = jax.lax.scan(
+        one_batch, (jnp.float32(0), jnp.int32(0)), positions
+    )
+    low_K, high_K = jnp.min(low_NK, axis=0), jnp.max(high_NK, axis=0)
+    return {'loss': loss / n, 'errors': errors, 'low_K': low_K, 'high_K': high_K}
 
 
 def score(setup: Setup, weights: dict, x_BHWC: jax.Array) -> jax.Array:

@@ -27,8 +27,12 @@ DEAD = (
 
 @pytest.mark.parametrize(
     ('flags', 'words'),
-    [(('--config.optim.lr=900.',), 'lower optim.lr'), (DEAD, 'dead network')],
-    ids=['not finite', 'dead'],
+    [
+        (('--config.optim.lr=900.',), 'lower optim.lr'),
+        (DEAD, 'all logits of 95 %'),
+        ((*DEAD, '--config.model.class_bias=0.2'), 'all images have the same logits'),
+    ],
+    ids=['not finite', 'dead', 'dead hidden layer'],
 )
 def test_hopeless_runs_stop_within_an_epoch(tmp_path, flags, words):
     result = run_main(f'--workdir={tmp_path}', *flags, '--config.train.duration=50ep')

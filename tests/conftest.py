@@ -21,14 +21,18 @@ os.environ.setdefault('PYTHONWARNINGS', 'ignore:Error reading persistent compila
 
 
 @pytest.fixture(scope='session')
-def tiny_run(tmp_path_factory) -> pathlib.Path:
+def shared(tmp_path_factory) -> pathlib.Path:
+    """A folder of all workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base
+
+
+@pytest.fixture(scope='session')
+def tiny_run(shared) -> pathlib.Path:
     """The folder of a finished run of tests/tiny_page.py; do not write to it."""
     from nin_jax.files import lock
     from tests.helpers import run_main
 
-    shared = tmp_path_factory.getbasetemp()
-    if os.environ.get('PYTEST_XDIST_WORKER'):
-        shared = shared.parent
     folder = shared / 'tiny_run'
     with lock(shared / 'tiny_run.lock', wait_s=300):  # another worker may be making it
         if not (folder / 'summary.json').exists():
@@ -46,13 +50,15 @@ def archives() -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
-def data_dir(archives, tmp_path_factory) -> str:
+def data_dir(archives, shared) -> str:
     """A TFDS folder with mnist, cifar10, cifar100 and a sample of svhn_cropped prepared."""
     from nin_jax.data.prepare import prepare
+    from nin_jax.files import lock
 
-    root = os.environ.get('NIN_DATA_DIR') or str(tmp_path_factory.mktemp('tfds'))
-    for name in ('mnist', 'cifar10', 'cifar100', 'svhn_cropped'):
-        prepare(name, root, str(archives))
+    root = os.environ.get('NIN_DATA_DIR') or str(shared / 'tfds')
+    with lock(shared / 'tfds.lock', wait_s=900):  # another worker may be preparing it
+        for name in ('mnist', 'cifar10', 'cifar100', 'svhn_cropped'):
+            prepare(name, root, str(archives))
     return root
 
 

@@ -145,7 +145,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike, step: int | None) -
     state, _ = restored
     program, n = loop.eval_program(trainer, state, Stopwatch()), len(trainer.eval)
     print(f'evaluating {n:,} images ...', flush=True)
-    loss, errors, _ = loop.score(trainer, state.weights, program)
+    loss, errors, *_ = loop.score(trainer, state.weights, program)
     print(
         f'step {int(state.step):,}: {errors:,} of {n:,} wrong on {config.data.name} '
         f'{config.data.eval}, top-1 error {errors / n:.2%}, loss {loss:.4f}'

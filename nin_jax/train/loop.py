@@ -150,40 +150,51 @@ class Scoring:
         self._trainer, self._recorder = trainer, recorder
         self._program = eval_program(trainer, state, recorder.clock)
         self._dead_maps = 0
+        self._dead_since: int | None = None  # step of the evaluation that found the network dead
 
     def __call__(self, state: TrainState) -> float:
         self._program(0)  # compiles before the clock starts
         with self._recorder.clock('eval'):
-            loss, errors, dead_maps = score(self._trainer, state.weights, self._program)
-        error, classes = errors / len(self._trainer.eval), len(self._trainer.class_names)
-        self._recorder.eval(int(state.step), loss, error, errors)
-        # In bfloat16, logits that hardly differ can round to the same number.
-        if dead_maps == classes and self._trainer.config.dtype == 'float32':
-            raise DivergedError(
-                'dead network: all images have the same logits, because a hidden layer is zero for '
-                'all of them: use another seed, or allow train.restarts',
-                int(state.step),
+            loss, errors, dead_maps, is_constant = score(
+                self._trainer, state.weights, self._program
             )
+        error = errors / len(self._trainer.eval)
+        self._recorder.eval(int(state.step), loss, error, errors)
+        self._check_alive(int(state.step), is_constant)
         if dead_maps != self._dead_maps:
-            self._dead_maps = dead_maps
+            self._dead_maps, maps = dead_maps, len(self._trainer.class_names)
             fix = '; model.class_bias above 0 prevents it' if dead_maps else ''
-            self._recorder.note(f'{dead_maps} of {classes} logits are the same for all images{fix}')
+            self._recorder.note(f'{dead_maps} of {maps} class maps are zero for all images{fix}')
         if self._trainer.config.eval.pictures:
             with self._recorder.clock('eval'):
                 drawn_HWC = class_maps(self._trainer, state.weights, self._shown)
             self._recorder.picture(int(state.step), 'class_maps', drawn_HWC)
         return error
 
+    def _check_alive(self, step: int, is_constant: bool) -> None:
+        """Raises DivergedError if all images had the same logits for `train.dead_steps` steps."""
+        config = self._trainer.config
+        if not is_constant or config.dtype != 'float32':  # others can round to the same number
+            self._dead_since = None
+        elif self._dead_since is None:
+            self._dead_since = step
+        elif step - self._dead_since >= config.train.dead_steps:
+            raise DivergedError(
+                'dead network: all images have the same logits, because a hidden layer is zero for '
+                'all of them: use another seed, or allow train.restarts',
+                step,
+            )
+
     @functools.cached_property
     def _shown(self) -> Examples:
         return shown_examples(self._trainer)
 
 
-def score(trainer: Trainer, weights: dict, program: Callable) -> tuple[float, int, int]:
+def score(trainer: Trainer, weights: dict, program: Callable) -> tuple[float, int, int, bool]:
     """Evaluates the weights on the evaluation split.
 
-    Returns mean cross-entropy (nats), number of errors, and number of classes whose logit is the
-    same for all images.
+    Returns mean cross-entropy (nats), number of errors, number of classes whose logit is zero for
+    all images, and whether all images have the same logits, other than zero.
     """
     loss, errors, low_K, high_K = 0.0, 0, np.inf, -np.inf
     for part in trainer.eval.parts():
@@ -191,8 +202,9 @@ def score(trainer: Trainer, weights: dict, program: Callable) -> tuple[float, in
         loss += float(scores['loss']) * len(part)
         errors += int(scores['errors'])
         low_K, high_K = np.minimum(low_K, scores['low_K']), np.maximum(high_K, scores['high_K'])
-    dead_maps = int(np.sum(low_K == high_K)) if len(trainer.eval) > 1 else 0
-    return loss / len(trainer.eval), errors, dead_maps
+    is_zero_K = (low_K == 0) & (high_K == 0)
+    is_constant = len(trainer.eval) > 1 and np.all(low_K == high_K) and not np.all(is_zero_K)
+    return loss / len(trainer.eval), errors, int(np.sum(is_zero_K)), bool(is_constant)
 
 
 def eval_program(trainer: Trainer, state: TrainState, clock: Stopwatch) -> Callable:

@@ -287,6 +287,7 @@ def seeds(workdir: pathlib.Path, *words) -> list[str]:
 TINY_RUN = (
     '--seeds=2',
     '--config.train.duration=300steps',
+    '--config.optim.lr=0.02',  # at 0.1, a hidden layer dies
     '--config.train.steps_per_call=1',
     '--config.eval.every=100steps',
     '--config.checkpoint.every=100steps',

@@ -120,20 +120,21 @@ def test_the_score_is_the_mean_over_all_parts():
     whole = evaluate(state.weights, images, run.preprocess, setup=run.setup)
     sizes = {'__len__': lambda _: len(images), 'parts': lambda _: parts}
     trainer = dataclasses.replace(run, eval=type('Parts', (), sizes)())
-    loss, errors, dead_maps = loop.score(trainer, state.weights, program)
-    assert dead_maps == int(np.sum(whole['low_K'] == whole['high_K']))
+    loss, errors, dead_maps, is_constant = loop.score(trainer, state.weights, program)
+    assert not is_constant
+    assert dead_maps == int(np.sum((whole['low_K'] == 0) & (whole['high_K'] == 0)))
     assert errors == int(whole['errors'])
     assert loss == pytest.approx(float(whole['loss']), rel=1e-5)
 
 
 def test_dead_class_maps_are_said_when_their_number_changes(tmp_path, capsys, monkeypatch):
     config = tiny_config()
-    monkeypatch.setattr(loop, 'score', lambda *_: (2.0, 100, dead.pop(0)))
+    monkeypatch.setattr(loop, 'score', lambda *_: (2.0, 100, dead.pop(0), False))
     dead = [5, 5, 0]
     assert train(config, tmp_path / 'run', command='') == 0
     out = capsys.readouterr().out
-    assert out.count('logits are the same') == 2
-    assert '5 of 10 logits are the same' in out and '0 of 10 logits are the same' in out
+    assert out.count('class maps are zero') == 2
+    assert '5 of 10 class maps are zero' in out and '0 of 10 class maps are zero' in out
 
 
 def test_evaluation_repeats_the_runs_own_figures(undisturbed):

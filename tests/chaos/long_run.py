@@ -52,6 +52,7 @@ def command(workdir: pathlib.Path, steps: int) -> list[str]:
         *(sys.executable, '-m', 'experiments.main', f'--config={PAGE}', f'--workdir={workdir}'),
         *(f'--config.train.duration={steps}steps', f'--config.train.steps_per_call={CALL}'),
         *(f'--config.eval.every={EVERY}steps', f'--config.checkpoint.every={EVERY}steps'),
+        '--config.optim.lr=0.02',  # at 0.1, a hidden layer dies
     ]
 
 

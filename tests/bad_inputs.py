@@ -75,7 +75,7 @@ COMMAND_LINE = [
     Case(MAIN, ('--mode=eval', '--step=x', '--workdir=x'), ('step', "'x'")),
     main('extra', names="'extra'"),
     Case(SEEDS, (), ('--config', '--workdir')),
-    Case(SEEDS, ('--config=x', '--workdir={tmp}', '--seeds=0'), '--seeds'),
+    Case(SEEDS, ('--config=x', '--workdir={tmp}', '--seeds=0'), ('--seeds', 'at least 1')),
     Case(SEEDS, ('--config=x', '--workdir={tmp}', '--seeds=x'), ('--seeds', "'x'")),
     Case(SEEDS, ('--config=x', '--workdir={tmp}', '--config.seed=1'), '--config.seed'),
     Case(SEEDS, ('--config=x', '--workdir={tmp}', '--mode=dryrun'), '--mode'),

@@ -51,11 +51,12 @@ def stages(network: str) -> list[tuple[Any, int]]:
 
     settings = config(network)
     images = catalog.count(settings.data.name, settings.data.train)
-    return make_plan(settings, images, short_calls=True).stage_steps()
+    plan = make_plan(settings, images, short_calls=True)
+    return [(stage, end - start) for stage, start, end in plan.stages()]
 
 
 def train_mode(stage) -> str:
-    return f'train{stage}'
+    return f'train, {stage}' if str(stage) else 'train'
 
 
 def layers(network: str) -> Iterator[tuple[int, int, int, int]]:

@@ -144,8 +144,11 @@ def loop(network: str, batch_size: int, images: int, repeats: int, devices: int)
     Both alternate and use the same compiled program, without evaluations.
     """
     import jax
+    import numpy as np
 
+    from nin_jax.data.pipeline import Data
     from nin_jax.data.preprocess import Preprocess
+    from nin_jax.data.sources import Arrays
     from nin_jax.runs.metrics import Stopwatch
     from nin_jax.runs.recorder import Recorder
     from nin_jax.runs.workdir import RunDir, flat_config
@@ -174,12 +177,15 @@ def loop(network: str, batch_size: int, images: int, repeats: int, devices: int)
         jax.block_until_ready((state, metrics))
         return time.perf_counter() - start
 
+    image = Arrays(np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1, np.int32), run.class_names)
+    data = Data(image, image)  # only recorded
+
     def whole() -> float:
         clock = Stopwatch()
         with tempfile.TemporaryDirectory() as name:
             folder = RunDir(pathlib.Path(name), flat_config(run.config), is_done=False)
             with Recorder(
-                folder, run.config, run.plan, Preprocess('scale'), run.class_names, clock
+                folder, run.config, run.plan, Preprocess('scale'), data, clock
             ) as recorder:
                 state = recorder.resume(run.state_shapes(), lambda: run.init_state(0))
                 start = time.perf_counter()

@@ -53,16 +53,18 @@ def main(argv: list[str]) -> int:
     folder = pathlib.Path(cli.required(WORKDIR, cli.A_RUN))
     out = pathlib.Path(cli.required(OUT, 'name a folder to make, such as --out=release/quickstart'))
     from nin_jax.devices import use_compilation_cache
-    from nin_jax.pretrained import model_card, release
+    from nin_jax.pretrained import model_card, release, stablehlo
     from nin_jax.pretrained.trained import load_run
 
     if SCORE.value and BUNDLE.value:
         raise UserError('--score needs a program, and --bundle exports none: leave one out')
     dtype = DTYPE.value or ('float16' if BUNDLE.value else 'float32')
     release.check_new(out)
+    if not BUNDLE.value:
+        stablehlo.check_installed()
     use_compilation_cache()
     run = load_run(folder, STEP.value)
-    stored = release.stored_in(run, dtype)
+    stored = release.round_kernels(run, dtype)
     found = model_card.provenance(folder, run.step)
     if dtype != 'float32':
         found |= check_rounding(run, stored, DATA_DIR.value)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nin_jax.pretrained.trained import Trained
     from nin_jax.visualize import figures
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of a trained run, or of a release.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'A run, a release or the name of a bundled network.')
 OUT = flags.DEFINE_string('out', None, 'Where to write the pictures; default WORKDIR/pictures.')
 IMAGES = flags.DEFINE_multi_string('images', [], 'A picture to score; can be given repeatedly.')
 LONGEST = flags.DEFINE_integer(

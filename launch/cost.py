@@ -45,7 +45,9 @@ def training_cost(path: str, flags: list[str]) -> Cost:
 
 def flops_of_stages(config: ConfigDict, plan: Plan) -> float:
     """Returns the training FLOPs of a run with batches of one image."""
-    return sum(flops_per_image(config, stage) * steps for stage, steps in plan.stage_steps())
+    return sum(
+        flops_per_image(config, stage) * (end - start) for stage, start, end in plan.stages()
+    )
 
 
 def flops_per_image(config: ConfigDict, stage: Stage) -> float:

@@ -25,7 +25,7 @@ def load(path: str | os.PathLike) -> Trained:
       `nin_jax.models.nin.apply`.
 
     Raises:
-      CheckpointError: there is no such network, or it is damaged; one sentence that says which.
+      CheckpointError: there is no such network, or it is damaged.
     """
     from nin_jax.pretrained import release
 

@@ -37,9 +37,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, command: str) -> int:
     """Trains the run in `workdir`, resuming from its newest checkpoint if there is one.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       workdir: its folder, or its place in a bucket.
-      command: what started it, for summary.json.
+      command: the command line, for summary.json.
 
     Returns the exit status of the process.
     """
@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, command: str) -> int:
     with bucket.opened(workdir) as (folder, publish), open_run(folder, config, publish) as run:
         if run.is_done:
             if distributed.is_first():
-                print(f"'{workdir}' is done already: {sentence(run.summary)}")
+                print(f"'{workdir}' is done already: {format_summary(run.summary)}")
             return 0
         clock = Stopwatch()
         with clock('data'), distributed.together():
@@ -59,10 +59,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike, command: str) -> int:
             trainer = make_trainer(config, data, fitted, pretrained_weights(config))
         with (
             watchdog(clock, config.train.stall_timeout),
-            Recorder(run, config, trainer.plan, fitted, data.class_names, clock) as recorder,
+            Recorder(run, config, trainer.plan, fitted, data, clock) as recorder,
         ):
-            state = recorder.resume(trainer.state_shapes(), fresh=lambda: trainer.start(0))
-            announce(trainer, state, len(data.train))
+            state = recorder.resume(trainer.state_shapes(), fresh=lambda: trainer.initial_state(0))
+            print_run(trainer, state, len(data.train))
             outcome = loop.fit(trainer, state, recorder)
             summary = summarize(
                 outcome,
@@ -75,7 +75,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, command: str) -> int:
             )
         run.write_summary(summary)
         if distributed.is_first():  # only this process has the evaluations
-            print(f"{sentence(summary)}  ->  '{workdir}'")
+            print(f"{format_summary(summary)}  ->  '{workdir}'")
         return EXIT_STATUS[outcome.status]
 
 
@@ -84,12 +84,12 @@ def check_splits(config: ConfigDict) -> None:
     train, evaluated = config.data.train, config.data.eval
     if both := {*catalog.parse_splits(train)} & {*catalog.parse_splits(evaluated)}:
         raise ConfigError(
-            f'data.eval={evaluated!r}: {both.pop()!r} is trained on, too (data.train={train!r}): '
+            f'data.eval={evaluated!r}: {both.pop()!r} is also in data.train={train!r}: '
             "for validation, set data.train='train' and data.eval='valid'"
         )
 
 
-def announce(trainer: Trainer, state: TrainState, images: int) -> None:
+def print_run(trainer: Trainer, state: TrainState, images: int) -> None:
     """Prints the run and its devices before training."""
     parameters, step = count_parameters(state.params), int(state.step)
     processes = f' in {jax.process_count()} processes' if distributed.several() else ''
@@ -100,7 +100,7 @@ def announce(trainer: Trainer, state: TrainState, images: int) -> None:
     )
 
 
-def sentence(summary: dict) -> str:
+def format_summary(summary: dict) -> str:
     """Formats a summary in one line."""
     spent = ', '.join(f'{part} {duration(s)}' for part, s in summary['seconds'].items())
     if summary['status'] == 'done':
@@ -143,9 +143,10 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike, step: int | None) -
         if restored is None:
             raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
     state, _ = restored
-    program, n = loop.eval_program(trainer, state, Stopwatch()), len(trainer.eval)
+    clock, n = Stopwatch(), len(trainer.eval)
+    programs = loop.eval_programs(trainer, loop.shapes(state), clock)
     print(f'evaluating {n:,} images ...', flush=True)
-    loss, errors, *_ = loop.score(trainer, state.weights, program)
+    loss, errors, *_ = loop.evaluate_split(trainer, state.weights, programs, clock)
     print(
         f'step {int(state.step):,}: {errors:,} of {n:,} wrong on {config.data.name} '
         f'{config.data.eval}, top-1 error {errors / n:.2%}, loss {loss:.4f}'
@@ -161,11 +162,12 @@ def dry_run(config: ConfigDict) -> int:
     data = load_data(config)
     trainer = make_trainer(config, data, fit_preprocess(config, data.train))
     state, plan = trainer.init_state(0), trainer.plan
-    calls, evaluation = loop.Calls(trainer, state, clock), loop.eval_program(trainer, state, clock)
+    calls = loop.Calls(trainer, state, clock)
     programs = {
-        f'training{stage}': calls.program(plan.steps_per_call, stage) for stage, _ in plan.stages()
+        ', '.join(filter(None, ['training', str(stage)])): calls.program(plan.steps_per_call, stage)
+        for stage, _, _ in plan.stages()
     }
-    programs['evaluation'] = evaluation(0)
+    programs['evaluation'], *_ = loop.eval_programs(trainer, loop.shapes(state), clock).values()
     for name, program in programs.items():
         memory: Any = program.memory_analysis()
         print(

@@ -2,10 +2,11 @@
 
 A config (experiments/configs/) starts from `default_config()` and changes what its dataset needs.
 Nothing is computed inside a config: `plan.make_plan` derives steps from durations after all
-overrides, so that `--config.train.batch_size=256` moves everything that depends on it.
+overrides, so `--config.train.batch_size=256` changes everything that is derived from it.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,7 @@ def default_config() -> ConfigDict:
     config.model.dropout_mode = 'inverted'  # or 'convnet', see nin_jax.models.nin.NIN
     config.model.norm = 'none'  # or 'batch': batch normalization before each ReLU
     config.model.class_maps = 'relu'  # or 'linear': no ReLU on the class maps
-    config.model.class_bias = 0.0  # initial bias of the class maps; above 0, none is dead
+    config.model.class_bias = 0.0  # initial bias of the last maps; above 0, fewer of them are dead
     config.model.head = 'gap'  # or 'fc': a fully connected layer instead of average pooling
     config.model.head_dropout = 0.0  # dropout rate of the inputs of head 'fc'
     config.model.blocks = ConfigDict(
@@ -133,7 +134,8 @@ def default_config() -> ConfigDict:
     config.train.image_sizes = ''
     # '60%' stops training mlpconv1 at 60 % of the run; a second duration stops mlpconv2, and so on.
     config.train.freeze = ''
-    # Images per gradient; 0: 16 on one CPU without batch normalization, else the whole batch.
+    # Images per gradient; 0: the whole batch, but gcd(batch size, 16) on one CPU without batch
+    # normalization.
     config.train.microbatch = 0
     config.train.steps_per_call = 0  # steps per dispatch; 0: 10 on CPUs or streamed, else an epoch
     config.train.ema = 0.0  # decay of the moving average of the weights; 0: none
@@ -143,7 +145,7 @@ def default_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.every = '1ep'
-    config.eval.batch_size = 0  # 0: 16 on one CPU, 64 for each of several, 512 for other devices
+    config.eval.batch_size = 0  # 0: 16 on one CPU, else 64 per CPU or 512 per other device
     config.eval.pictures = 0  # test images shown in TensorBoard with their class maps
     config.eval.tta = 'none'  # average the logits of 'flip', 'shift' or 'flip_shift' views
 
@@ -271,7 +273,8 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises ConfigError for the first bad value, with the key and the allowed values."""
+    """Raises ConfigError for the first unknown key or bad value, with the key and the fix."""
+    _check_keys(config)
     flat = flatten(config)
     for key, (allowed, words) in RANGES.items():
         if not allowed(flat[key]):  # NaN fails every comparison
@@ -280,7 +283,7 @@ def validate(config: ConfigDict) -> None:
         if flat[key] not in choices:
             raise ConfigError(f'{key}={flat[key]!r}{did_you_mean(str(flat[key]), choices)}')
     if config.augment.alternate_flips and not config.augment.flip:
-        raise ConfigError('augment.alternate_flips=True: set augment.flip=True, too')
+        raise ConfigError('augment.alternate_flips=True: also set augment.flip=True')
     if config.model.head == 'gap' and config.model.head_dropout:
         raise ConfigError(
             f"model.head_dropout={config.model.head_dropout!r}: must be 0 with model.head='gap', "
@@ -324,6 +327,24 @@ def validate(config: ConfigDict) -> None:
                 f'{sizes}: model.blocks.{name}.local=True takes images of one size, '
                 "choose train.image_sizes=''"
             )
+
+
+def _check_keys(config: ConfigDict) -> None:
+    """Raises ConfigError unless the config has the keys of `default_config`, with their types."""
+    known = {k: v for k, v in flatten(default_config()).items() if not k.startswith('model.blocks')}
+    flat, row = flatten(config), dataclasses.asdict(Block((), 1))
+    names = {key.split('.')[2] for key in flat if re.match(r'model\.blocks\..', key)}
+    for name in names or {'mlpconv1'}:
+        known |= {f'model.blocks.{name}.{field}': value for field, value in row.items()}
+    for key in flat:
+        if key not in known:
+            raise ConfigError(f"unknown key '{key}'{did_you_mean(key, known)}")
+    for key, default in known.items():
+        if key not in flat:
+            raise ConfigError(f"missing key '{key}': start from nin_jax.config.default_config()")
+        kinds = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(flat[key], kinds) or isinstance(flat[key], bool) != (kinds is bool):
+            raise ConfigError(f'{key}={flat[key]!r}: must be {type(default).__name__}')
 
 
 def _validate_block(key: str, row: ConfigDict) -> None:

@@ -15,9 +15,9 @@ def track(items: Iterable[T], text: str, total: int | None = None) -> Iterator[T
     """Yields the items with a progress bar; silent unless stderr is a terminal.
 
     Args:
-      items: what is worked on, an item at a time.
-      text: what is done to them, such as 'scoring'.
-      total: how many there are, if `items` has no length.
+      items: items to iterate over.
+      text: label of the progress bar, such as 'scoring'.
+      total: number of items, if `items` has no length.
     """
     console = Console(stderr=True)
     with Progress(

@@ -88,6 +88,8 @@ def memory_bytes(device: Any) -> int:
 def use_compilation_cache() -> None:
     """Turns on JAX's persistent compilation cache (JAX_COMPILATION_CACHE_DIR or the user's)."""
     folder = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(user_cache() / 'xla')
+    if not folder.isprintable():  # JAX fails on a path that is not UTF-8
+        return
     jax.config.update('jax_compilation_cache_dir', folder)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 

@@ -146,12 +146,12 @@ def gather(text: str) -> list[str]:
     """Returns the texts of all processes, by index; all must call this at the same point."""
     if not several():
         return [text]
-    data = text.encode()
+    data = text.encode(errors='surrogateescape')  # a path need not be UTF-8
     lengths = multihost_utils.process_allgather(np.int32(len(data)))
     row = np.zeros(max(1, lengths.max()), np.uint8)
     row[: len(data)] = np.frombuffer(data, np.uint8)
     rows = multihost_utils.process_allgather(row)
-    return [rows[i, :n].tobytes().decode() for i, n in enumerate(lengths)]
+    return [rows[i, :n].tobytes().decode(errors='surrogateescape') for i, n in enumerate(lengths)]
 
 
 def anyone(flag: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Errors that a user can act on. Each is one sentence that states the bad value and the fix.
+"""Errors that a user can act on. The message of each states the bad value and the fix.
 
 Exit statuses of all entry points:
 
@@ -7,7 +7,7 @@ Exit statuses of all entry points:
          with a traceback, a bug
     2    the command, the config or the files must change before it can work
     75   os.EX_TEMPFAIL: the same command can succeed later: the run was stopped and saved, the disk
-         is full, another process of the run was lost or late, a database is away
+         is full, another process of the run was lost or late, a database is unreachable
     130  interrupted from the keyboard
     141  the reader of the output has exited
 """

@@ -14,7 +14,7 @@ class Stage:
     """A part of a run with one training program.
 
     Attributes:
-      side: of the training images in pixels; 0 for the original size.
+      side: side of the training images in pixels; 0 for the original size.
       frozen: number of mlpconv layers, from the first, that are no longer trained.
     """
 
@@ -22,10 +22,10 @@ class Stage:
     frozen: int = 0
 
     def __str__(self) -> str:
-        """Returns '', ', 24x24', ', mlpconv1 frozen' or the like."""
-        side = f', {self.side}x{self.side}' if self.side else ''
+        """Returns '', '24x24', '24x24, mlpconv1 frozen' or the like."""
+        side = [f'{self.side}x{self.side}'] if self.side else []
         layers = f'mlpconv1-{self.frozen}' if self.frozen > 1 else 'mlpconv1'
-        return side + (f', {layers} frozen' if self.frozen else '')
+        return ', '.join(side + ([f'{layers} frozen'] if self.frozen else []))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Plan:
 
     Attributes:
       total_steps: number of steps of the run.
-      steps_per_epoch: training images / batch size.
+      num_examples: number of training images.
+      batch_size: images per step.
       steps_per_call: steps per dispatch; evaluations, checkpoints and stops are between calls.
       eval_every, checkpoint_every: intervals in steps.
       drops: steps at which the learning rate drops.
@@ -44,7 +45,8 @@ class Plan:
     """
 
     total_steps: int
-    steps_per_epoch: float
+    num_examples: int
+    batch_size: int
     steps_per_call: int
     eval_every: int
     checkpoint_every: int
@@ -53,16 +55,20 @@ class Plan:
     image_sizes: tuple[tuple[int, int], ...] = ()
     freeze: tuple[int, ...] = ()
 
-    def next_call(self, step: int) -> int:
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.num_examples / self.batch_size
+
+    def call_length(self, step: int) -> int:
         """Returns the number of steps of the dispatch at `step`, all of one stage."""
-        end = next(end for _, end in self.stages() if end > step)
+        end = next(end for _, _, end in self.stages() if end > step)
         return min(self.steps_per_call - step % self.steps_per_call, end - step)
 
     def repeats(self, start: int, end: int) -> bool:
-        """Whether the call after that from `start` to `end` has the same program."""
+        """Whether the call after the one from `start` to `end` runs the same program."""
         return (
             end < self.total_steps
-            and self.next_call(end) == end - start
+            and self.call_length(end) == end - start
             and self.stage(end) == self.stage(start)
         )
 
@@ -71,18 +77,11 @@ class Plan:
         side = next((side for until, side in self.image_sizes if step < until), 0)
         return Stage(side, sum(step >= start for start in self.freeze))
 
-    def stages(self) -> list[tuple[Stage, int]]:
-        """Returns the stages of the run, in order, each with the step at which it ends."""
+    def stages(self) -> list[tuple[Stage, int, int]]:
+        """Returns the stages of the run, in order, each with its first step and its end."""
         changes = {*(until for until, _ in self.image_sizes), *self.freeze, self.total_steps}
         ends = sorted(step for step in changes if 0 < step <= self.total_steps)
-        return [(self.stage(start), end) for start, end in itertools.pairwise([0, *ends])]
-
-    def stage_steps(self) -> list[tuple[Stage, int]]:
-        """Returns the stages of the run, in order, each with its number of steps."""
-        starts = [0, *(end for _, end in self.stages())]
-        return [
-            (stage, end - start) for (stage, end), start in zip(self.stages(), starts, strict=False)
-        ]
+        return [(self.stage(start), start, end) for start, end in itertools.pairwise([0, *ends])]
 
     def is_due(self, start: int, end: int, every: int) -> bool:
         """Whether a call from `start` to `end` crosses a multiple of `every`, or ends the run."""
@@ -95,8 +94,8 @@ def make_plan(config: ConfigDict, num_examples: int, short_calls: bool) -> Plan:
     Args:
       config: a valid config.
       num_examples: images of the training split.
-      short_calls: whether `train.steps_per_call=0` is 10 steps, as on CPUs and for streams, and not
-        an epoch.
+      short_calls: whether `train.steps_per_call=0` means 10 steps (CPUs and streams) instead of an
+        epoch.
 
     Raises:
       ConfigError: a duration is invalid, or a batch is larger than the training split.
@@ -130,7 +129,8 @@ def make_plan(config: ConfigDict, num_examples: int, short_calls: bool) -> Plan:
     )
     return Plan(
         total_steps=total,
-        steps_per_epoch=epoch,
+        num_examples=num_examples,
+        batch_size=batch_size,
         steps_per_call=call,
         eval_every=_steps('eval.every', config.eval.every, epoch, total),
         checkpoint_every=_steps('checkpoint.every', config.checkpoint.every, epoch, total),
@@ -150,7 +150,7 @@ def _image_sizes(sizes: str, epoch: float, total: int) -> tuple[tuple[int, int],
             raise ConfigError(f"{key}={sizes!r}: write SIDE@DURATION, such as '20@40%'")
         found.append((_steps(key, until, epoch, total), int(side)))
     steps = [step for step, _ in found]
-    if steps != sorted(set(steps)):
+    if steps != sorted(steps):  # in a very short run, two can be equal
         raise ConfigError(f'{key}={sizes!r}: durations must grow from left to right')
     return tuple(found)
 

@@ -92,6 +92,28 @@ PAGES = [
         (b'import no_such_module', "'no_such_module'"),
     )
 ]
+PAGE = """
+from tests.tiny_page import get_config as tiny
+def get_config(arg=''):
+    config = tiny()
+    config.{} = {}
+    return config
+"""
+PAGES += [
+    Case(
+        MAIN,
+        ('--config={tmp}/page.py', '--workdir={tmp}/new'),
+        tuple(names),
+        'ConfigError',
+        files={'page.py': PAGE.format(key, value).encode()},
+    )
+    for key, value, *names in (
+        ('optim.weigth_decay', '0.0', "'optim.weigth_decay'", "'optim.weight_decay'"),
+        ('model.blocks.mlpconv1.droput', '0.5', "'model.blocks.mlpconv1.dropout'"),
+        ('optim.lr', 'None', 'optim.lr=None', 'float'),
+        ('optim.drops', 'None', 'optim.drops=None', 'str'),
+    )
+]
 
 # ---- values ---------------------------------------------------------------------------------
 
@@ -122,6 +144,7 @@ VALUES = [
         ('preprocess.zca_bias', '-0.1', 'preprocess.zca_bias=-0.1'),
         ('preprocess.zca_bias', 'nan', 'preprocess.zca_bias=nan'),
         ('augment.crop_pad', '65', 'augment.crop_pad=65'),
+        ('augment.crop_pad', '28', 'augment.crop_pad=28', '28 pixels'),
         ('augment.alternate_flips', 'True', 'augment.alternate_flips=True', 'augment.flip=True'),
         ('model.class_bias', '-1', 'model.class_bias=-1.0'),
         ('model.head_dropout', '1', 'model.head_dropout=1.0'),
@@ -356,8 +379,8 @@ PICTURES = [
         {'photo.png': data},
     )
     for data, *names in (
-        (b'not a picture', 'not a picture this can read'),
-        (b'', 'not a picture this can read'),
+        (b'not a picture', 'not a supported image'),
+        (b'', 'not a supported image'),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>',),
         (PICKLED,),
         (encoded(NOISE, 'PNG')[:5000], 'damaged'),

@@ -60,7 +60,8 @@ def plan_of(**changes) -> Plan:
     """A plan of ten steps in epochs of two, for what needs one and no config."""
     numbers = dict(
         total_steps=10,
-        steps_per_epoch=2.0,
+        num_examples=2,
+        batch_size=1,
         steps_per_call=1,
         eval_every=2,
         checkpoint_every=2,

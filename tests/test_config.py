@@ -116,7 +116,6 @@ class Recorder(ConfigDict):
 
 def keys_read_by_a_run(config, folder, monkeypatch) -> set[str]:
     """Trains for real; checking values and writing them down do not count as reading."""
-    validate(config)
     seen: set[str] = set()
     recorder = Recorder.of(config, seen)
     monkeypatch.setattr(commands, 'validate', lambda _: None)

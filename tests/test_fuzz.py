@@ -24,6 +24,7 @@ from nin_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from nin_jax.plan import make_plan
 from nin_jax.pretrained import caffemodel, trained
 from nin_jax.runs.metrics import Metrics, Stopwatch
+from tests.helpers import plan_of
 
 MANY = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -199,11 +200,11 @@ LINE = b'{"kind": "%s", "attempt": 0, "step": 4, "epoch": 1.0, "loss": 1.0, "err
 @given(mutated(LINE % b'train' + LINE % b'eval'), st.booleans())
 def test_any_metrics(tmp_path, data, sealed):
     def read(path):
+        clock = Stopwatch()
+        clock.seconds['train'] = 1.0
+        digest = '0' * 64 if sealed else None
         with contextlib.closing(
-            Metrics(
-                *(tmp_path, 100, 1, 1.0, (0, 8), Stopwatch({'train': 1.0})),
-                digest='0' * 64 if sealed else None,
-            )
+            Metrics(tmp_path, plan_of(total_steps=100), (0, 8), clock, digest)
         ) as metrics:
             metrics.train(12, 1.0, 0.5)
         assert json.loads(path.read_text().splitlines()[-1])['step'] == 12

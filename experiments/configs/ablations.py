@@ -20,10 +20,10 @@ variant      changes                                          paper's test error
 
 "The other parts of the model remain the same" (section 4.6), so dropout after the first two blocks
 stays. The paper does not give the initialization or learning rate of the fully connected head. Here
-its weights have standard deviation 0.05, as the layers before it, and a tenth of the learning rate,
-as the layer that computes the class scores. The paper does not report :linear or :maxout. They keep
-the number of maps between blocks and use a learning rate of 0.01. At 0.1, :maxout reaches NaN
-within 24 steps and the loss of :linear stays at ln(10). (The Maxout network, at 11.68 %, has a
+its weights have standard deviation 0.05, like the layers before it, and a tenth of the learning
+rate, like the layer that computes the class scores. The paper does not report :linear or :maxout.
+They keep the number of maps between blocks and use a learning rate of 0.01. At 0.1, :maxout reaches
+NaN within 24 steps and the loss of :linear stays at ln(10). (The Maxout network, at 11.68 %, has a
 different shape.) A fully connected head takes images of one size only, so with :fast its runs have
 fewer epochs, for as much compute. The 1x1 convolution before it is then a layer like the others,
 with batch normalization and ReLU, and the rate of the last layer is the head's.

@@ -1,6 +1,7 @@
 """Renders RESULTS.md: the paper's tables with our results."""
 
 import json
+import shlex
 import statistics
 
 from experiments.report.figure3 import caption
@@ -111,17 +112,24 @@ def cell(g: Group) -> str:
 
 def details(g: Group, network: str) -> str:
     """Describes a group of our runs as a Markdown list item."""
-    first = g.runs[0]
     changes = ', '.join(f'{k}={json.dumps(v)}' for k, v in g.changes.items())
     more = ', '.join(str(run['seed']) for run in g.runs[1:])
     return (
         f'- {network + ", " if network else ""}ours: {"**short**, " if g.is_short else ""}{g.error}'
         f' ({g.seeds}), {g.length}'
         + (f', {changes}' if g.config and changes else '')
-        + f'; {"; ".join(map(cost, by_hardware(g.runs)))}; `{first["command"]}`'
+        + f'; {"; ".join(map(cost, by_hardware(g.runs)))}; `{command(g)}`'
         + (f' and the same with seed {more}' if more else '')
         + '\n'
     )
+
+
+def command(g: Group) -> str:
+    """Returns the first run's command, with flags for what the config's file has changed since."""
+    words = g.runs[0]['command']
+    changes = {f'--config.{key}': value for key, value in g.changes.items()} if g.config else {}
+    flags = [f'{k}={v}' for k, v in changes.items() if f'{k}=' not in words]
+    return shlex.join([*shlex.split(words), *flags])
 
 
 def cost(runs: list[dict]) -> str:

@@ -22,7 +22,7 @@ from launch.preflight.chips import TPUS, Chip, measured_chip, tpu_slice
 from launch.preflight.gpus import GPUS, Launches, dump_options, gpu_hosts, step_launches
 from launch.preflight.hlo import step_costs, step_cycles, step_products
 from nin_jax.data import catalog
-from nin_jax.data.batches import Batches, Examples
+from nin_jax.data.batches import Batch, Examples
 from nin_jax.data.catalog import lookup
 from nin_jax.data.preprocess import PRECOMPUTED, Preprocess
 from nin_jax.devices import is_cpu, make_mesh, replicated
@@ -203,7 +203,7 @@ def target(topology: str, devices: int) -> tuple[Mesh, Chip]:
 
 def compile_steps(
     state: TrainState,
-    examples: Examples | Batches,
+    inputs: Examples | Batch,
     preprocess: Preprocess,
     setup: Setup,
     num_steps: int,
@@ -212,7 +212,7 @@ def compile_steps(
 ):
     """Compiles the training program for these shapes on the mesh of `sharding`."""
     state, preprocess = on(sharding, (state, preprocess))
-    lowered = train_steps.lower(state, examples, preprocess, setup=setup, num_steps=num_steps)
+    lowered = train_steps.lower(state, inputs, preprocess, setup=setup, num_steps=num_steps)
     try:
         return lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as e:
@@ -242,13 +242,13 @@ def abstract_examples(config: ConfigDict, images: int) -> Examples:
     )
 
 
-def abstract_batches(config: ConfigDict, setup: Setup, plan: Plan) -> Batches:
+def abstract_batches(config: ConfigDict, setup: Setup, plan: Plan) -> Batch:
     """Returns the shapes of the batches that a stream transfers for one call."""
     one = abstract_examples(config, config.train.batch_size)
     sharding = NamedSharding(setup.mesh, PartitionSpec(None, 'data'))
     return on(
         sharding,
-        Batches(
+        Batch(
             *(
                 jax.ShapeDtypeStruct((plan.steps_per_call, *part.shape), part.dtype)
                 for part in (one.images, one.labels, one.labels)

@@ -25,7 +25,7 @@ from nin_jax.distributed import place
 from nin_jax.errors import UserError
 
 READ_AHEAD_BYTES = 256 * 2**20  # of batches read before the device asks for them
-EVAL_BATCHES = 16  # batches of a stream that are evaluated in one dispatch
+EVAL_BATCHES = 16  # most batches of a stream that are evaluated in one dispatch
 
 
 @jax.tree_util.register_dataclass
@@ -44,16 +44,20 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices_B: jax.Array) -> 'Batch':
+        """Selects the batch with the examples at `indices_B`."""
+        return Batch(self.images[indices_B], self.labels[indices_B], indices_B)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Batches:
-    """The batches of one call of S steps, or their shapes.
+class Batch:
+    """A batch of a split, or the S batches of one call along a leading axis, or their shapes.
 
     Attributes:
-      images: (S, B, H, W, C), uint8 or preprocessed float32.
-      labels: (S, B), int32.
-      indices: (S, B), int32, the indices of the examples in the split.
+      images: images_BHWC, uint8 or preprocessed float32.
+      labels: labels_B, int32.
+      indices: indices_B of the examples in the split, int32.
     """
 
     images: Any
@@ -79,7 +83,7 @@ def example_order(
 ) -> jax.Array:
     """Returns the indices of the examples of the next batches, int32 (num_steps, batch_size).
 
-    Batches are consecutive pieces of an infinite sequence of epochs, each a new permutation of all
+    Batch are consecutive pieces of an infinite sequence of epochs, each a new permutation of all
     examples. A batch can contain the end of one epoch and the start of the next.
     `num_steps * batch_size` must not exceed `num_examples`.
     """
@@ -134,11 +138,11 @@ class DeviceSplit(Protocol):
 
     def __len__(self) -> int: ...
 
-    def feed(self, attempt: int, first_step: int) -> Callable[[int], Examples | Batches]:
+    def feed(self, attempt: int, first_step: int) -> Callable[[int], Examples | Batch]:
         """Returns a function from a number of steps to the input of `train_steps` for them."""
         ...
 
-    def feed_shapes(self, num_steps: int) -> Examples | Batches:
+    def feed_shapes(self, num_steps: int) -> Examples | Batch:
         """Returns shapes, dtypes and shardings of the input of one call."""
         ...
 
@@ -146,8 +150,8 @@ class DeviceSplit(Protocol):
         """Returns all examples in order, in parts that are evaluated in one dispatch each."""
         ...
 
-    def part_shapes(self, count: int = 0) -> Examples:
-        """Returns the shapes of a part of `count` examples; 0 for the largest part."""
+    def part_shapes(self) -> list[Examples]:
+        """Returns the shapes of parts of each size, the largest first."""
         ...
 
 
@@ -169,8 +173,8 @@ class Resident:
     def parts(self) -> list[Examples]:
         return [self.examples]
 
-    def part_shapes(self, count: int = 0) -> Examples:
-        return self.examples
+    def part_shapes(self) -> list[Examples]:
+        return [self.examples]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,12 +198,12 @@ class Stream:
     def __len__(self) -> int:
         return len(self.source)
 
-    def feed(self, attempt: int, first_step: int) -> Callable[[int], Batches]:
+    def feed(self, attempt: int, first_step: int) -> Callable[[int], Batch]:
         batches = self.batches(attempt, first_step)
 
-        def next_batches(num_steps: int) -> Batches:
+        def next_batches(num_steps: int) -> Batch:
             parts = zip(*(next(batches) for _ in range(num_steps)), strict=True)
-            return Batches(*(self._on_devices(np.stack(part)) for part in parts))
+            return Batch(*(self._on_devices(np.stack(part)) for part in parts))
 
         return next_batches
 
@@ -222,9 +226,9 @@ class Stream:
         all_rows_B = np.arange(self.batch_size)
         return np.unique(np.concatenate([all_rows_B[index] for index in where.values()]))
 
-    def feed_shapes(self, num_steps: int) -> Batches:
+    def feed_shapes(self, num_steps: int) -> Batch:
         images, labels = self._shapes(self._sharding(None, 'data'), num_steps, self.batch_size)
-        return Batches(images, labels, labels)
+        return Batch(images, labels, labels)
 
     def batches(self, attempt: int, first_step: int) -> Iterator[tuple[np.ndarray, ...]]:
         """Yields (images_BHWC, labels_B, indices_B) for `first_step` and all later steps.
@@ -250,17 +254,22 @@ class Stream:
         for images, labels in self._read_ahead(read, 0, -(-count // size), size):
             yield place(Examples(images, labels), self._sharding())
 
-    def part_shapes(self, count: int = 0) -> Examples:
-        return Examples(*self._shapes(self._sharding(), count or self._part_size))
+    def part_shapes(self) -> list[Examples]:
+        sizes = (self._part_size, len(self) % self._part_size)
+        return [Examples(*self._shapes(self._sharding(), size)) for size in sizes if size]
 
     @property
     def _part_size(self) -> int:
-        return min(EVAL_BATCHES * self.eval_batch_size, len(self))
+        fit = READ_AHEAD_BYTES // (self.eval_batch_size * self._image_bytes)
+        return min(max(1, min(fit, EVAL_BATCHES)) * self.eval_batch_size, len(self))
+
+    @property
+    def _image_bytes(self) -> int:
+        return int(np.prod(self.source.image_shape)) * self.source.dtype.itemsize
 
     def _read_ahead(self, read: Callable, first: int, end: int, size: int) -> Iterator:
         grain = import_grain()
-        image_bytes = int(np.prod(self.source.image_shape)) * self.source.dtype.itemsize
-        fit = READ_AHEAD_BYTES // (size * image_bytes)
+        fit = READ_AHEAD_BYTES // (size * self._image_bytes)
         options = grain.ReadOptions(
             num_threads=min(os.cpu_count() or 1, 16), prefetch_buffer_size=max(2, min(fit, 64))
         )

@@ -71,8 +71,8 @@ class Deferred:
         self._complete(np.arange(len(self)))
         return [Examples(self._done, self._labels)]
 
-    def part_shapes(self, count: int = 0) -> Examples:
-        return self._shapes
+    def part_shapes(self) -> list[Examples]:
+        return [self._shapes]
 
     @property
     def _shapes(self) -> Examples:

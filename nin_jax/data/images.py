@@ -28,7 +28,7 @@ def find(paths: Sequence[str | os.PathLike]) -> list[Path]:
             continue
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
         if not inside:
-            raise DataError(f"'{path}' holds no picture: choose from {', '.join(FORMATS)}")
+            raise DataError(f"'{path}' contains no image: choose from {', '.join(FORMATS)}")
         found += inside
     return found
 
@@ -60,7 +60,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
             ) from None
         except Image.UnidentifiedImageError:
             raise DataError(
-                f"'{path}' is not a picture this can read: choose from {', '.join(FORMATS)}"
+                f"'{path}' is not a supported image: choose from {', '.join(FORMATS)}"
             ) from None
         except OSError as e:
             what = e.strerror or f'it is damaged ({e})'

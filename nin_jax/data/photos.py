@@ -19,7 +19,7 @@ from PIL import Image
 from nin_jax.data import cache, images
 from nin_jax.data.catalog import Dataset, lookup, parse_splits
 from nin_jax.data.sources import Arrays
-from nin_jax.errors import DataError
+from nin_jax.errors import DataError, one_line
 
 
 class Records(Protocol):
@@ -60,18 +60,28 @@ class TfdsRecords:
         cache.require_tfds()
         import tensorflow_datasets as tfds  # takes seconds to import
 
+        self._folder = root / name / dataset.version
         builder: Any = tfds.builder(
             f'{name}:{dataset.version}', data_dir=root, file_format='array_record'
         )
-        self._source = builder.as_data_source(part)
+        try:
+            self._source = builder.as_data_source(part)
+        except Exception as e:  # array_record and TFDS raise many types on a damaged file
+            raise self._damaged(e) from e
         self.class_names = tuple(builder.info.features['label'].names)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def read(self, row: int) -> tuple[np.ndarray, int]:
-        example = self._source[row]
+        try:
+            example = self._source[row]
+        except Exception as e:
+            raise self._damaged(e) from e
         return example['image'], int(example['label'])
+
+    def _damaged(self, e: Exception) -> DataError:
+        return DataError(f"'{self._folder}' is damaged ({one_line(e)}): prepare it again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +172,7 @@ def open_split(name: str, splits: str, data_dir: str = '', limit: int = 0) -> Ph
 
     Raises:
       ConfigError: there is no such dataset or split.
-      DataError: the dataset is missing, or has another number of classes.
+      DataError: the dataset is missing, or has a different number of classes.
     """
     dataset, root = lookup(name), cache.data_root(data_dir)
     wanted, pieces, class_names = parse_splits(splits), [], ()

@@ -68,6 +68,11 @@ class Data:
     def image_shape(self) -> tuple[int, int, int]:
         return self.train.image_shape
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the images and labels of both splits."""
+        return self.train.fingerprint() + self.eval.fingerprint()
+
 
 def load_data(config: ConfigDict) -> Data:
     """Opens both splits, and checks that all processes of the run have the same images.
@@ -75,15 +80,18 @@ def load_data(config: ConfigDict) -> Data:
     Raises:
       ConfigError, DataError: see `open_source`; or the images of the processes differ.
     """
-    data = Data(open_source(config, config.data.train), open_source(config, config.data.eval))
-    if not len(data.eval):
-        raise DataError(f'data.eval={config.data.eval!r}: {config.data.name} has no such images')
-    if data.train.class_names != data.eval.class_names:
-        raise DataError(
-            f"{config.data.name}: the classes of '{config.data.train}' and '{config.data.eval}' "
-            'have different names: give their folders the same names'
-        )
-    distributed.check_same('images', lambda: data.train.fingerprint() + data.eval.fingerprint())
+    with distributed.together():
+        data = Data(open_source(config, config.data.train), open_source(config, config.data.eval))
+        if not len(data.eval):
+            raise DataError(
+                f'data.eval={config.data.eval!r}: {config.data.name} has no such images'
+            )
+        if data.train.class_names != data.eval.class_names:
+            raise DataError(
+                f"{config.data.name}: the classes of '{config.data.train}' and "
+                f"'{config.data.eval}' have different names: give their folders the same names"
+            )
+    distributed.check_same('images', lambda: data.fingerprint)
     return data
 
 

@@ -196,7 +196,7 @@ class Preprocess:
         """Preprocesses images with values 0..255; returns float32 of the same shape.
 
         Raises:
-          DataError: the images are of another size than 'gcn_zca' was fitted to. The other recipes
+          DataError: the images do not have the size that 'gcn_zca' was fitted to. The other recipes
             accept any height and width.
         """
         x_BHWC = _as_float(images_BHWC)

@@ -1,9 +1,10 @@
 """Convolution and pooling for Network In Network, with fast training on CPUs.
 
-On TPUs, these are XLA's operations, and on GPUs too except for max pooling, whose gradient XLA
-computes there with a scatter. XLA's CPU backend is slow for three of them: the kernel gradient of a
-convolution (especially inside `lax.scan`), the 1x1 convolution, and the gradient of max pooling. On
-CPUs they are computed as matrix products and elementwise selections. 3x3 and 5x5 convolutions
+On TPUs and GPUs, convolutions are XLA's operations. Max pooling is XLA's on TPUs only, because its
+gradient is a scatter on GPUs. Average pooling is a sum of shifted images everywhere. XLA's CPU
+backend is slow for three operations: the kernel gradient of a convolution (especially inside
+`lax.scan`), the 1x1 convolution, and the gradient of max pooling. On CPUs they are computed as
+matrix products and elementwise selections. 3x3 and 5x5 convolutions
 between many channels use Winograd's algorithm (`winograd.py`), unless `precision` is set.
 `benchmarks/NOTES.md` has the measurements. The results agree with XLA's up to 1e-6 of the largest
 value, 1e-5 with Winograd's algorithm. On CPUs, bfloat16 inputs are computed in float32 and rounded

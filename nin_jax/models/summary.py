@@ -3,6 +3,7 @@
 import dataclasses
 
 from nin_jax.config import Block
+from nin_jax.models.features import layer_names
 from nin_jax.models.nin import conv_size, pooled_size
 
 
@@ -11,7 +12,7 @@ class Row:
     """One layer.
 
     Attributes:
-      name: the authors' name: conv1, cccp1, cccp2, pool1, ...
+      name: the name in `features`: conv1, cccp1, cccp2, pool1, ...
       shape: height, width and channels of the output.
       parameters: number of weights and biases.
       macs: multiply-accumulates of the forward pass of one image.
@@ -37,12 +38,11 @@ def layer_table(
       image_shape: height, width, channels of the images.
       fc_classes: number of classes of a fully connected head; 0 for global average pooling.
     """
-    rows, cccp, field, stride = [], 0, 1, 1
+    rows, field, stride, names = [], 1, 1, layer_names(blocks)
     height, width, channels = image_shape
     for i, block in enumerate(blocks, start=1):
         for j, features in enumerate(block.features):
             kernel = 1 if j else block.kernel
-            cccp += j > 0
             field += (kernel - 1) * stride
             if j == 0:
                 (height, width), stride = conv_size((height, width), block), stride * block.stride
@@ -51,7 +51,7 @@ def layer_table(
             local = block.local and j == 0  # separate weights at each position
             rows.append(
                 Row(
-                    f'cccp{cccp}' if j else f'{"local" if local else "conv"}{i}',
+                    names[f'mlpconv{i}', f'cccp{j}' if j else 'conv'],
                     (height, width, features),
                     (weights + filters) * (height * width if local else 1),
                     weights * height * width,
@@ -75,7 +75,7 @@ def layer_table(
 
 def format_table(rows: list[Row]) -> str:
     """Formats the table as text, with totals and the floating-point operations per image."""
-    lines = [f'{"layer":18}{"output":>11}{"parameters":>13}{"MACs":>15}{"sees":>7}{"stride":>8}']
+    lines = [f'{"layer":18}{"output":>11}{"parameters":>13}{"MACs":>15}{"field":>7}{"stride":>8}']
     for r in rows:
         shape = 'x'.join(map(str, r.shape))
         lines.append(
@@ -88,7 +88,7 @@ def format_table(rows: list[Row]) -> str:
     macs = sum(r.macs for r in rows)
     lines += [
         '',
-        f'{sum(r.parameters for r in rows):,} parameters; an image costs '
-        f'{2 * macs / 1e9:.3f} GFLOP to score and about {6 * macs / 1e9:.3f} to train on',
+        f'{sum(r.parameters for r in rows):,} parameters; GFLOP per image: '
+        f'{2 * macs / 1e9:.3f} forward, about {6 * macs / 1e9:.3f} forward and backward',
     ]
     return '\n'.join(lines)

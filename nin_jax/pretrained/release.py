@@ -11,16 +11,15 @@ also contains its own checksum.
 """
 
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import shutil
 from collections.abc import Callable
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from ml_collections import ConfigDict
 
 from nin_jax.config import Block
@@ -41,15 +40,12 @@ PREPROCESS = 'preprocess.'  # prefix of its arrays among the weights
 
 
 def check_new(folder: pathlib.Path) -> None:
-    """Raises UserError if the folder holds files, or if a package that exports need is missing."""
+    """Raises UserError if the folder exists and is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"'{folder}' holds files already: name another --out")
-    _safetensors()
-    if not importlib.util.find_spec('flatbuffers'):
-        raise UserError(_INSTALL)
 
 
-def stored_in(trained: Trained, dtype: str) -> Trained:
+def round_kernels(trained: Trained, dtype: str) -> Trained:
     """Returns the network with its kernels rounded to `dtype`, one of DTYPES.
 
     Biases, running averages and the preprocessing are small and stay float32.
@@ -75,7 +71,7 @@ def write(
 
     Args:
       folder: a new or empty folder.
-      trained: the network, from `stored_in` if dtype is not float32.
+      trained: the network, from `round_kernels` if dtype is not float32.
       programs: {PROGRAM: result of `stablehlo.serialize`, ONNX: result of `onnx_graph.build`}, or
         only one of them, or none.
       provenance: the result of `model_card.provenance`, for config.json and the model card.
@@ -98,7 +94,7 @@ def write(
         }
         card = model_card.text(trained, provenance, tuple(programs), dtype).encode()
         files = {
-            WEIGHTS: _safetensors().save(arrays, metadata={'format': FORMAT}),
+            WEIGHTS: safetensors.numpy.save(arrays, metadata={'format': FORMAT}),
             **programs,
             'README.md': card,
         }
@@ -154,7 +150,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Trained:
         )
     arrays = {
         name: array.astype(np.float32) if array.dtype == np.float16 else array
-        for name, array in _safetensors().load_file(weights).items()
+        for name, array in safetensors.numpy.load_file(weights).items()
     }
     config = read_config(content['config'], folder / 'config.json')
     config.devices = 1
@@ -177,7 +173,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Trained:
 
 def pretrained_weights(config: ConfigDict) -> Callable[[], dict] | None:
     """Returns a function that loads the weights of `init.weights`; None if that is empty."""
-    source = config.init.weights
+    source = os.path.expanduser(config.init.weights)
     return (lambda: load(source).params) if source else None
 
 
@@ -231,14 +227,3 @@ def _fill(template: dict, arrays: dict, names: dict, path: pathlib.Path) -> dict
     if arrays:
         raise CheckpointError(f"'{path}' holds {min(arrays)}, which config.json does not know")
     return params
-
-
-_INSTALL = 'released networks need two more packages: pip install safetensors flatbuffers'
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise UserError(_INSTALL) from None
-    return safetensors.numpy

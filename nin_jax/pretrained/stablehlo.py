@@ -5,6 +5,8 @@ program = jax.export.deserialize(open('model.stablehlo', 'rb').read())
 logits_BK, maps_BHWK = program.call(images_BHWC)    # uint8, any number of images
 """
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,17 @@ from jax.export import deserialize, export, symbolic_shape
 
 from nin_jax.console import track
 from nin_jax.data.sources import Arrays
+from nin_jax.errors import UserError
 from nin_jax.models.nin import apply
 from nin_jax.pretrained.trained import Trained
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+
+def check_installed() -> None:
+    """Raises UserError if flatbuffers, which `jax.export` needs, is not installed."""
+    if not importlib.util.find_spec('flatbuffers'):
+        raise UserError("exporting a program needs flatbuffers: pip install -e '.[export]'")
 
 
 def serialize(trained: Trained) -> bytes:

@@ -55,7 +55,7 @@ def opened(
       RetryError: it does not answer.
     """
     if not is_url(workdir):
-        yield pathlib.Path(workdir), None
+        yield pathlib.Path(workdir).expanduser(), None
         return
     check_url(os.fspath(workdir))
     bucket = Bucket(os.fspath(workdir))
@@ -73,7 +73,7 @@ class Bucket:
     """The copy of a run's folder in a bucket.
 
     Args:
-      url: of the run.
+      url: the URL of the run.
 
     Raises:
       UserError: the client of the store is not installed.

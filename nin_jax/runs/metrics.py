@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from nin_jax.errors import CheckpointError
+from nin_jax.plan import Plan
 from nin_jax.runs import tensorboard
 from nin_jax.runs.display import ProgressDisplay, duration, warn
 
@@ -23,13 +24,13 @@ class Stopwatch:
     """Seconds spent in each part of a run, summed over restarts.
 
     Attributes:
-      seconds: by part.
+      seconds: seconds spent in each part.
       part: the current or latest part.
-      changes: number of times that a part has started or ended.
+      changes: number of times that a part has started, ended or made progress.
     """
 
-    def __init__(self, seconds: dict[str, float] | None = None):
-        self.seconds = dict(seconds or {})
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
         self.part, self.changes = '', 0
 
     @contextlib.contextmanager
@@ -44,15 +45,17 @@ class Stopwatch:
             self.part = outer or part
             self.changes += 1
 
+    def progress(self) -> None:
+        """Counts progress within a part, for `watchdog`."""
+        self.changes += 1
+
 
 class Metrics:
     """Writes and displays the metrics of a run.
 
     Args:
       workdir: the run's folder; it must exist.
-      total_steps: number of steps of the run.
-      batch_size: images per step.
-      steps_per_epoch: to convert steps to epochs.
+      plan: the plan of the run.
       first: (attempt, step) of the resumed state; (0, 0) for a new run.
       clock: the stopwatch whose 'train' seconds determine images per second.
       digest: SHA-256 of metrics.jsonl when that state was saved; None if unknown.
@@ -67,16 +70,12 @@ class Metrics:
     def __init__(
         self,
         workdir: pathlib.Path,
-        total_steps: int,
-        batch_size: int,
-        steps_per_epoch: float,
+        plan: Plan,
         first: tuple[int, int],
         clock: Stopwatch,
         digest: str | None = None,
     ):
-        self._total_steps, self._batch_size = total_steps, batch_size
-        self._steps_per_epoch = steps_per_epoch
-        self._path = workdir / 'metrics.jsonl'
+        self._plan, self._path = plan, workdir / 'metrics.jsonl'
         self._sha, self.evals, self._shown = hashlib.sha256(), [], {}
         self._drop_lines_past(first, digest)
         self._file = open(self._path, 'a', buffering=1)  # noqa: SIM115 - closed in close()
@@ -85,7 +84,7 @@ class Metrics:
         )
         self._attempt, self._last_step = first
         self._clock, self._last_seconds = clock, clock.seconds.get('train', 0.0)
-        self._console = ProgressDisplay(total_steps)
+        self._console = ProgressDisplay(plan.total_steps)
 
     def close(self) -> None:
         """Closes the files."""
@@ -96,7 +95,11 @@ class Metrics:
     def train(self, step: int, loss: float, error: float) -> None:
         """Records a call that ended at `step`, with its mean loss and error."""
         seconds = self._clock.seconds['train']
-        rate = (step - self._last_step) * self._batch_size / max(seconds - self._last_seconds, 1e-9)
+        rate = (
+            (step - self._last_step)
+            * self._plan.batch_size
+            / max(seconds - self._last_seconds, 1e-9)
+        )
         self._last_step, self._last_seconds = step, seconds
         self._write('train', step, loss=loss, error=error, images_per_s=round(rate, 1))
 
@@ -130,7 +133,7 @@ class Metrics:
             'kind': kind,
             'attempt': self._attempt,
             'step': step,
-            'epoch': round(step / self._steps_per_epoch, 4),
+            'epoch': round(step / self._plan.steps_per_epoch, 4),
             **values,
         }
         text = json.dumps(line) + '\n'
@@ -178,11 +181,15 @@ class Metrics:
     def _text(self, step: int) -> str:
         train, evaluated = self._shown.get('train'), self._shown.get('eval')
         parts = [
-            f'step {step:,}/{self._total_steps:,}',
-            f'epoch {step / self._steps_per_epoch:.2f}',
+            f'step {step:,}/{self._plan.total_steps:,}',
+            f'epoch {step / self._plan.steps_per_epoch:.2f}',
         ]
         if train:
-            left = (self._total_steps - step) * self._batch_size / max(train['images_per_s'], 1e-9)
+            left = (
+                (self._plan.total_steps - step)
+                * self._plan.batch_size
+                / max(train['images_per_s'], 1e-9)
+            )
             parts += [
                 f'loss {train["loss"]:.4f}',
                 f'train error {train["error"]:.2%}',

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from nin_jax import distributed
 from nin_jax.data import preprocess
+from nin_jax.data.pipeline import Data
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.errors import CheckpointError
 from nin_jax.plan import Plan
@@ -26,8 +27,11 @@ class Recorder:
       config: config of the run.
       plan: durations in steps.
       fitted: fitted preprocessing, which every checkpoint must match.
-      class_names: names of the classes, in label order.
+      data: images of the run, which every checkpoint must match.
       clock: stopwatch of the run.
+
+    Attributes:
+      saved_health: the `health` that was saved with the state that the run resumes from.
     """
 
     def __init__(
@@ -36,16 +40,17 @@ class Recorder:
         config: ConfigDict,
         plan: Plan,
         fitted: Preprocess,
-        class_names: tuple[str, ...],
+        data: Data,
         clock: Stopwatch,
     ):
-        self.clock = clock
-        self._run, self._plan, self._batch_size = run, plan, config.train.batch_size
+        self.clock, self.saved_health = clock, {}
+        self._run, self._plan = run, plan
         self._meta = {
             'config': run.flat,
             'environment': environment(),
             'preprocess': preprocess.digest(fitted),
-            'class_names': class_names,
+            'class_names': data.class_names,
+            'images': data.fingerprint,
         }
         self._checkpoints = Checkpoints(run.path / 'checkpoints', config.checkpoint.keep, warn)
         self._metrics: Metrics | NullMetrics = NullMetrics()
@@ -77,16 +82,20 @@ class Recorder:
         """
         with distributed.together():
             restored = restore(self._checkpoints, shapes, self._run.flat, self._meta['preprocess'])
-        state, meta = restored or (fresh(), {})
+            state, meta = restored or (fresh(), {})
+            if meta.get('images', self._meta['images']) != self._meta['images']:
+                raise CheckpointError(
+                    f"the run in '{self._run.path}' was trained on other images than those in "
+                    'data.dir: name the folder that it was started with, or another --workdir'
+                )
+        self.saved_health = meta.get('health', {})
         for part, seconds in meta.get('seconds', {}).items():
             self.clock.seconds[part] = self.clock.seconds.get(part, 0.0) + seconds
         with distributed.together():
             if distributed.is_first():
                 self._metrics = Metrics(
                     self._run.path,
-                    self._plan.total_steps,
-                    self._batch_size,
-                    self._plan.steps_per_epoch,
+                    self._plan,
                     first=(int(state.attempt), int(state.step)),
                     clock=self.clock,
                     digest=meta.get('metrics'),
@@ -113,20 +122,31 @@ class Recorder:
         """Whether no evaluation is recorded; the same on all processes."""
         return distributed.anyone(distributed.is_first() and not self._metrics.evals)
 
-    def save(self, step: int, state: Any, error: float | None) -> None:
-        """Starts to save a checkpoint, after its metrics are on disk."""
+    def save(self, step: int, state: Any, error: float | None, health: dict) -> None:
+        """Starts to save a checkpoint, after its metrics are on disk.
+
+        Args:
+          step: step of the state.
+          state: the state.
+          error: its top-1 error; None if it was not evaluated.
+          health: `Health.saved` of the attempt.
+        """
         with self.clock('checkpoint'):
-            known = {'seconds': dict(self.clock.seconds), 'metrics': self._metrics.sync()}
-            self._save(step, state, known, error)
+            self._save(step, state, error, health)
 
     def start_over(self, attempt: int, state: Any) -> None:
         """Restarts at step 0 with new weights; deletes earlier checkpoints."""
         self._checkpoints.clear()
-        known = {'seconds': dict(self.clock.seconds), 'metrics': self._metrics.sync()}
-        self._save(0, state, known, error=None)
+        self.saved_health = {}
+        self._save(0, state, error=None, health={})
         self._metrics.start_over(attempt)
 
-    def _save(self, step: int, state: Any, known: dict, error: float | None) -> None:
+    def _save(self, step: int, state: Any, error: float | None, health: dict) -> None:
+        known = {
+            'seconds': dict(self.clock.seconds),
+            'metrics': self._metrics.sync(),
+            'health': health,
+        }
         self._checkpoints.save(step, state, self._meta | known, error)
         if self._run.publish:
             self._checkpoints.wait()
@@ -155,7 +175,7 @@ def restore(
       step: the step to restore; None for the newest.
 
     Raises:
-      CheckpointError: no checkpoint can be read, or it belongs to another config or preprocessing.
+      CheckpointError: no checkpoint can be read, or its config or preprocessing differs.
     """
     restored = checkpoints.restore(shapes, step)
     if restored is None:

@@ -25,12 +25,12 @@ def summarize(
 
     Args:
       outcome: status, reason, attempt and step of the end.
-      plan: the run's.
-      recorder: of the run, for its evaluations and seconds.
+      plan: the plan of the run.
+      recorder: the recorder of the run, which has its evaluations and seconds.
       config: the run's.
       parameters: number of weights and biases of the network.
       eval_images: number of images that its error is measured on.
-      command: what started it.
+      command: the command line, for summary.json.
     """
     evals = [line for line in recorder.evals if line['attempt'] == outcome.attempt]
     best = min(evals, key=lambda line: line['error'], default=None)

@@ -58,12 +58,13 @@ class RunDir:
         with distributed.together():
             if distributed.is_first() and not path.exists():
                 preprocess.save(path, fit())
-        if not path.exists():
-            raise CheckpointError(
-                f"'{self.path}' is not the same folder for all processes: name a --workdir that "
-                'they share'
-            )
-        fitted = preprocess.load(path)
+        with distributed.together():
+            if not path.exists():
+                raise CheckpointError(
+                    f"'{self.path}' is not the same folder for all processes: name a --workdir "
+                    'that they share'
+                )
+            fitted = preprocess.load(path)
         distributed.check_same(PREPROCESS, lambda: preprocess.digest(fitted))
         return fitted
 
@@ -83,12 +84,12 @@ def open_run(
 
     Args:
       path: the folder.
-      config: of the run.
+      config: the config of the run.
       publish: see `RunDir`.
 
     Raises:
       UserError: another process has locked it.
-      CheckpointError: it belongs to a run with another config.
+      CheckpointError: it belongs to a run with a different config.
     """
     with contextlib.ExitStack() as stack:
         flat, is_done = flat_config(config), False
@@ -147,7 +148,7 @@ def load_preprocess(path: pathlib.Path) -> Preprocess:
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Creates the folder and locks it against other runs; the lock ends with the process."""
-    if not str(workdir).isprintable():  # bytes that are not UTF-8, too
+    if not str(workdir.absolute()).isprintable():  # also bytes that are not UTF-8
         raise UserError(
             f'--workdir={str(workdir)!a} is not UTF-8 text, and checkpoints need that: rename it'
         )
@@ -165,9 +166,12 @@ def write_or_check_config(workdir: pathlib.Path, flat: dict) -> None:
     """Writes config.json before the first step of a run; later checks the config against it.
 
     Raises:
-      CheckpointError: the folder belongs to a run with another config.
+      CheckpointError: the folder belongs to a run with a different config.
+      UserError: the folder holds a release.
     """
     path = workdir / CONFIG
+    if (workdir / 'model.safetensors').exists():
+        raise UserError(f"'{workdir}' holds a release: name another --workdir")
     if not has_started(workdir):
         forget(workdir)
         write_json(path, flat)
@@ -181,7 +185,7 @@ def check_same(workdir: pathlib.Path, saved: dict, flat: dict, only: str = '') -
     if different:
         key, (one, other) = next(iter(different.items()))
         raise CheckpointError(
-            f"'{workdir}' holds a run with {key}={one!r}, this command says {other!r}"
+            f"'{workdir}' holds a run with {key}={one!r}, this command sets {other!r}"
             + (f' (and {len(different) - 1} more keys)' if len(different) > 1 else '')
             + ': repeat its settings, or name another --workdir'
         )

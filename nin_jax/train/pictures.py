@@ -11,7 +11,7 @@ from nin_jax.data.batches import Examples
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.devices import replicated
 from nin_jax.models.nin import apply
-from nin_jax.train.step import Setup, take_batch
+from nin_jax.train.step import Setup, preprocessed, split_over
 from nin_jax.train.trainer import Trainer
 
 SIDE = 96  # pixels of an image and of a map
@@ -46,8 +46,8 @@ def predicted_maps(
     """Returns the class maps_NHW of the examples' predicted classes."""
     count, devices = len(examples), setup.mesh.size
     padded_B = jnp.arange(-(-count // devices) * devices) % count
-    x_BHWC, _ = take_batch(examples, padded_B, preprocess, setup.mesh)
-    logits_BK, maps_BHWK = apply(setup.model, weights, x_BHWC)
+    batch = examples.take(split_over(setup.mesh, padded_B))
+    logits_BK, maps_BHWK = apply(setup.model, weights, preprocessed(batch.images, preprocess))
     predicted_B = jnp.argmax(logits_BK, axis=-1)
     maps_BHW1 = jnp.take_along_axis(maps_BHWK, predicted_B[:, None, None, None], axis=-1)
     return jax.lax.with_sharding_constraint(maps_BHW1[:count, ..., 0], replicated(setup.mesh))

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nin_jax.data.augment import Augment, views
-from nin_jax.data.batches import Batches, Examples, example_order, random_streams
+from nin_jax.data.batches import Batch, Examples, example_order, random_streams
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.models.factory import join
 from nin_jax.models.nin import apply, run
@@ -58,7 +58,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The constants of a run; hashable, so that jit accepts it as a static argument.
+    """The static argument of the compiled programs, which must be hashable.
 
     Attributes:
       model: the network without weights.
@@ -71,7 +71,7 @@ class Setup:
       augment: augmentation of training images.
       ema: decay of the moving averages of the weights; 0 for none.
       tta: the views whose logits are averaged in evaluation.
-      frozen: number of mlpconv layers, from the first, that are not trained; that of the stage.
+      frozen: number of mlpconv layers, from the first, that are not trained in the current stage.
     """
 
     model: nnx.GraphDef
@@ -90,7 +90,7 @@ class Setup:
 @partial(jax.jit, static_argnames=('setup', 'num_steps'), donate_argnames='state')
 def train_steps(
     state: TrainState,
-    examples: Examples | Batches,
+    inputs: Examples | Batch,
     preprocess: Preprocess,
     *,
     setup: Setup,
@@ -100,9 +100,9 @@ def train_steps(
 
     Args:
       state: donated; do not use it afterwards.
-      examples: a split on the device, from which batches are taken, or the batches themselves.
+      inputs: a split on the device, from which batches are taken, or the batches of all steps.
       preprocess: applied to uint8 images.
-      setup: the constants of the run.
+      setup: the static argument.
       num_steps: number of updates.
 
     Returns:
@@ -111,21 +111,25 @@ def train_steps(
       augmentation and dropout) and 'dead_steps' (see `TrainState`).
     """
     order_key, augment_key, dropout_key = random_streams(setup.seed, state.attempt)
-    batches: Any = examples
-    if isinstance(examples, Examples):
-        batches = example_order(order_key, state.step, num_steps, setup.batch_size, len(examples))
+    selected: Any = inputs  # the batch of each step, or the indices of its examples
+    if isinstance(inputs, Examples):
+        selected = example_order(order_key, state.step, num_steps, setup.batch_size, len(inputs))
 
-    def one_step(
-        state: TrainState, batch: jax.Array | Batches
-    ) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
-        x_BHWC, labels_B = take_batch(examples, batch, preprocess, setup.mesh)
-        indices_B = batch.indices if isinstance(batch, Batches) else batch
-        x_BHWC, targets_B = setup.augment(augment_key, state.step, x_BHWC, labels_B, indices_B)
+    def one_step(state: TrainState, selected: Any) -> tuple[TrainState, tuple]:
+        selected = split_over(setup.mesh, selected)
+        batch = inputs.take(selected) if isinstance(inputs, Examples) else selected
+        x_BHWC, targets_B = setup.augment(
+            augment_key,
+            state.step,
+            preprocessed(batch.images, preprocess),
+            batch.labels,
+            batch.indices,
+        )
         keys_B = jax.random.split(jax.random.fold_in(dropout_key, state.step), setup.batch_size)
         loss, logits_BK, grads, stats = loss_and_gradient(
             state.params, x_BHWC, targets_B, keys_B, setup, state.stats
         )
-        error = jnp.mean(jnp.argmax(logits_BK, axis=-1) != labels_B)
+        error = jnp.mean(jnp.argmax(logits_BK, axis=-1) != batch.labels)
         updates, opt_state = setup.optimizer.update(
             grads, state.opt_state, state.params, value=error
         )
@@ -143,7 +147,7 @@ def train_steps(
         )
         return state, (loss, error)
 
-    state, (losses, errors) = jax.lax.scan(one_step, state, batches)
+    state, (losses, errors) = jax.lax.scan(one_step, state, selected)
     return state, {
         'loss': jnp.mean(losses),
         'error': jnp.mean(errors),
@@ -237,13 +241,11 @@ def evaluate(
     positions = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
 
     def one_batch(sums: tuple, positions_B: jax.Array) -> tuple[tuple, tuple]:
-        x_BHWC, labels_B = take_batch(
-            examples, jnp.minimum(positions_B, n - 1), preprocess, setup.mesh
-        )
-        logits_BK = score(setup, weights, x_BHWC)
-        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, labels_B)
+        batch = examples.take(split_over(setup.mesh, jnp.minimum(positions_B, n - 1)))
+        logits_BK = predict_logits(setup, weights, preprocessed(batch.images, preprocess))
+        losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, batch.labels)
         real_B = positions_B < n  # masks the padding of the last batch
-        wrong_B = real_B & (jnp.argmax(logits_BK, axis=-1) != labels_B)
+        wrong_B = real_B & (jnp.argmax(logits_BK, axis=-1) != batch.labels)
         sums = sums[0] + jnp.sum(losses_B * real_B), sums[1] + jnp.sum(wrong_B)
         return sums, (jnp.min(logits_BK, axis=0), jnp.max(logits_BK, axis=0))
 
@@ -254,7 +256,7 @@ def evaluate(
     return {'loss': loss / n, 'errors': errors, 'low_K': low_K, 'high_K': high_K}
 
 
-def score(setup: Setup, weights: dict, x_BHWC: jax.Array) -> jax.Array:
+def predict_logits(setup: Setup, weights: dict, x_BHWC: jax.Array) -> jax.Array:
     """Returns logits_BK, averaged over the views of `setup.tta`."""
     if setup.tta == 'none':
         return apply(setup.model, weights, x_BHWC)[0]
@@ -264,21 +266,11 @@ def score(setup: Setup, weights: dict, x_BHWC: jax.Array) -> jax.Array:
     return jnp.mean(logits_VBK, axis=0)
 
 
-def take_batch(
-    examples: Examples | Batches,
-    batch: jax.Array | Batches,
-    preprocess: Preprocess,
-    mesh: jax.sharding.Mesh,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns preprocessed images_BHWC and labels_B, with the batch axis split over the mesh.
+def split_over(mesh: jax.sharding.Mesh, batch: Any) -> Any:
+    """Splits the first axis of all arrays over the mesh."""
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec('data')))
 
-    `batch` contains the indices_B of the examples, or the examples themselves.
-    """
-    split = NamedSharding(mesh, PartitionSpec('data'))
-    batch = jax.lax.with_sharding_constraint(batch, split)
-    if not isinstance(batch, Batches):
-        batch = Batches(examples.images[batch], examples.labels[batch], batch)
-    x_BHWC = batch.images
-    if x_BHWC.dtype == jnp.uint8:
-        x_BHWC = preprocess(x_BHWC)
-    return x_BHWC, batch.labels
+
+def preprocessed(images_BHWC: jax.Array, preprocess: Preprocess) -> jax.Array:
+    """Preprocesses uint8 images; others are preprocessed already."""
+    return preprocess(images_BHWC) if images_BHWC.dtype == jnp.uint8 else images_BHWC

@@ -59,8 +59,8 @@ class Trainer:
     init_state: Callable[[int], TrainState]
     pretrained: Callable[[], dict] | None = None
 
-    def start(self, attempt: int) -> TrainState:
-        """Returns the initial state of an attempt, with the weights of `init.weights` if any."""
+    def initial_state(self, attempt: int) -> TrainState:
+        """Returns the state at the start of an attempt, with the weights of `init.weights`."""
         state = self.init_state(attempt)
         if self.pretrained is None:
             return state
@@ -144,6 +144,11 @@ def make_setup(
             f'augment.cutout={config.augment.cutout}: the images are only '
             f'{image_shape[0]}x{image_shape[1]}'
         )
+    if config.augment.crop_pad >= min(image_shape[:2]):
+        raise ConfigError(
+            f'augment.crop_pad={config.augment.crop_pad}: crops could be outside of the image, '
+            f'choose less than its {min(image_shape[:2])} pixels'
+        )
     model = abstract_model(config, image_shape, num_classes)
     optimizer = make_optimizer(config.optim, split_weights(model)[0], model.last_layer, plan)
 
@@ -171,7 +176,7 @@ def make_setup(
         eval_batch_size=config.eval.batch_size or eval_batch_size(mesh),
         augment=Augment(
             classes=num_classes,
-            examples=round(plan.steps_per_epoch * config.train.batch_size),
+            examples=plan.num_examples,
             image_side=image_shape[0],
             **config.augment,
         ),

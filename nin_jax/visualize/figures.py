@@ -169,8 +169,8 @@ def check_class_maps(trained: Trained) -> None:
     """Raises ConfigError if the network has no class maps, as with a fully connected head."""
     if trained.config.model.head != 'gap':
         raise ConfigError(
-            f'model.head={trained.config.model.head!r}: its maps stand for no class, only those of '
-            "model.head='gap' (global average pooling) do"
+            f'model.head={trained.config.model.head!r}: this network has no class maps, only one '
+            "with model.head='gap' (global average pooling) does"
         )
 
 

@@ -61,7 +61,7 @@ def test_shapes_are_those_of_the_calls(arrays, fitted):
     split = deferred(arrays, fitted)
     for shapes, examples in (
         (split.feed_shapes(2), split.feed(0, 0)(2)),
-        (split.part_shapes(), split.parts()[0]),
+        (split.part_shapes()[0], split.parts()[0]),
     ):
         described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), (shapes, examples))
         assert described[0] == described[1]

@@ -126,9 +126,9 @@ def test_full_disk_is_refused_and_can_be_tried_again(tmp_path):
 @pytest.mark.parametrize(
     ('page', 'words'),
     [
-        ('quickstart.py', ['349,674 parameters', '0.304 to train on', 'GAP']),
+        ('quickstart.py', ['349,674 parameters', '0.304 forward and backward', 'GAP']),
         ('ablations.py:fc', ['973,396 parameters', 'fc ']),
-        ('hinton.py:gap', ['302,112 parameters', 'local4', 'GAP']),
+        ('hinton.py:gap', ['302,112 parameters', 'conv4', 'GAP']),
     ],
 )
 def test_description_of_the_network(page, words):

@@ -111,6 +111,24 @@ def test_a_mistake_ends_both_processes_with_one_sentence(undisturbed):
     assert 'error' not in errors[1]
 
 
+NOT_SHARED = """
+import sys
+from experiments import cli, main
+if any(word.endswith(',2,1') for word in sys.argv):
+    sys.argv = [w + '/other' if w.startswith('--workdir=') else w for w in sys.argv]
+cli.run(main.main)
+"""
+
+
+@pytest.mark.processes
+def test_folders_that_are_not_shared_are_refused(tmp_path):
+    with pair(tmp_path, *SETTINGS, main=[sys.executable, '-c', NOT_SHARED]) as processes:
+        statuses, _, errors = finish(processes)
+    assert statuses == [2, 2], errors
+    assert 'is not the same folder for all processes' in errors[0] and '(on process 1)' in errors[0]
+    assert 'Traceback' not in errors[0] + errors[1]
+
+
 @pytest.mark.parametrize(
     'where', ['', 'localhost', 'localhost:1,2', 'localhost:1,2,2', 'localhost:99999,2,0', 'a:1,x,0']
 )

@@ -1,15 +1,19 @@
 """The folder of a run: what a run that never started leaves behind."""
 
+import dataclasses
 import errno
 import shutil
 
 import pytest
 
 from nin_jax import commands
+from nin_jax.data import pipeline
 from nin_jax.errors import CheckpointError, ConfigError, UserError
+from nin_jax.pretrained import bundled
+from nin_jax.runs import bucket
 from nin_jax.runs.metrics import Metrics, Stopwatch
 from nin_jax.runs.workdir import flat_config, locked, write_or_check_config
-from tests.helpers import tiny_config
+from tests.helpers import plan_of, tiny_config
 
 
 def test_a_corrected_command_is_accepted(tmp_path):
@@ -71,9 +75,8 @@ def test_deleted_metrics_are_accepted_twice(tmp_path, capsys, text, accepted):
     (tmp_path / 'metrics.jsonl').write_text(text)
 
     def resume():
-        Metrics(
-            tmp_path, 24, 32, 8, first=(0, 8), clock=Stopwatch(), digest='of other lines'
-        ).close()
+        plan = plan_of(total_steps=24)
+        Metrics(tmp_path, plan, first=(0, 8), clock=Stopwatch(), digest='of other lines').close()
 
     if accepted:
         resume()
@@ -82,6 +85,38 @@ def test_deleted_metrics_are_accepted_twice(tmp_path, capsys, text, accepted):
     else:
         with pytest.raises(CheckpointError, match='is damaged'):
             resume()
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path, monkeypatch):
+    config = tiny_config()
+    config.train.duration = '8steps'
+    assert commands.train(config, tmp_path, command='') == 0
+    (tmp_path / 'summary.json').unlink()
+    assert commands.train(config, tmp_path, command='') == 0
+    (tmp_path / 'summary.json').unlink()
+    load = pipeline.open_source
+
+    def inverted(*args):
+        arrays = load(*args)
+        return dataclasses.replace(arrays, images=255 - arrays.images)
+
+    monkeypatch.setattr(pipeline, 'open_source', inverted)
+    with pytest.raises(CheckpointError, match='other images than those in'):
+        commands.train(config, tmp_path, command='')
+
+
+def test_a_release_is_no_workdir(tmp_path):
+    shutil.copytree(bundled.WEIGHTS / 'mnist', tmp_path / 'release')
+    before = (tmp_path / 'release' / 'config.json').read_bytes()
+    with pytest.raises(UserError, match='holds a release'):
+        commands.train(tiny_config(), tmp_path / 'release', command='')
+    assert (tmp_path / 'release' / 'config.json').read_bytes() == before
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    with bucket.opened('~/runs/x') as (folder, _):
+        assert folder == tmp_path / 'runs' / 'x'
 
 
 def test_checkpoints_of_another_run_are_refused(tmp_path):

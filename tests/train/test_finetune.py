@@ -62,7 +62,7 @@ def assert_equal(ours, theirs):
 
 def test_all_layers_but_the_last_are_taken_over(source, weights):
     assembled = assemble(config_from(source))
-    state, fresh = assembled.start(0), assembled.init_state(0)
+    state, fresh = assembled.initial_state(0), assembled.init_state(0)
     (head, backbone), (fresh_head, _) = split(state.params), split(fresh.params)
     assert_equal(backbone, split(weights)[1])
     assert_equal(head, fresh_head)
@@ -74,12 +74,12 @@ def test_all_layers_but_the_last_are_taken_over(source, weights):
 
 def test_the_last_layer_too_if_asked_for(source, weights):
     assembled = assemble(config_from(source, **{'init.new_head': False}))
-    assert digest(assembled.start(0).params) == digest(weights)
+    assert digest(assembled.initial_state(0).params) == digest(weights)
 
 
 def test_without_init_weights_nothing_changes():
     assembled = assemble(tiny_config())
-    assert digest(assembled.start(0)) == digest(assembled.init_state(0))
+    assert digest(assembled.initial_state(0)) == digest(assembled.init_state(0))
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_named(source, change, words):
     config = config_from(source)
     change(config)
     with pytest.raises(ConfigError) as e:
-        assemble(config).start(0)
+        assemble(config).initial_state(0)
     assert f'init.weights={str(source)!r} {words}' in str(e.value)
     assert 'repeat its model.blocks' in str(e.value) and '\n' not in str(e.value)
 
@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_named(source, change, words):
 def test_the_old_last_layer_is_an_inner_one_or_not_needed(source, weights, change, last):
     config = config_from(source)
     change(config)
-    state = assemble(config).start(0)
+    state = assemble(config).initial_state(0)
     inner = {path: leaf for path, leaf in leaves_of(state.params).items() if last not in path}
     theirs = leaves_of(weights)
     assert inner and len(inner) == len(theirs) - 6 * (last == 'mlpconv2')
@@ -175,7 +175,7 @@ def test_the_old_last_layer_is_an_inner_one_or_not_needed(source, weights, chang
 
 def test_no_such_run(tmp_path):
     with pytest.raises(CheckpointError, match='nope'):
-        assemble(config_from(tmp_path / 'nope')).start(0)
+        assemble(config_from(tmp_path / 'nope')).initial_state(0)
     result = run_main(f'--workdir={tmp_path / "run"}', f'--config.init.weights={tmp_path}')
     assert result.returncode == 2 and result.stderr.count('\n') == 1
 

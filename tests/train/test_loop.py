@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from nin_jax.commands import train
+from nin_jax.runs.metrics import Stopwatch
 from nin_jax.runs.recorder import Recorder
 from nin_jax.runs.workdir import locked
 from nin_jax.train import loop
@@ -114,13 +115,15 @@ def test_the_score_is_the_mean_over_all_parts():
         for start in (0, 100, 200)
     ]
 
-    def program(_):
-        return functools.partial(evaluate, setup=run.setup)
-
+    programs = dict.fromkeys(
+        (100, len(parts[-1].labels)), functools.partial(evaluate, setup=run.setup)
+    )
     whole = evaluate(state.weights, images, run.preprocess, setup=run.setup)
     sizes = {'__len__': lambda _: len(images), 'parts': lambda _: parts}
     trainer = dataclasses.replace(run, eval=type('Parts', (), sizes)())
-    loss, errors, dead_maps, is_constant = loop.score(trainer, state.weights, program)
+    loss, errors, dead_maps, is_constant = loop.evaluate_split(
+        trainer, state.weights, programs, Stopwatch()
+    )
     assert not is_constant
     assert dead_maps == int(np.sum((whole['low_K'] == 0) & (whole['high_K'] == 0)))
     assert errors == int(whole['errors'])
@@ -129,7 +132,9 @@ def test_the_score_is_the_mean_over_all_parts():
 
 def test_dead_class_maps_are_said_when_their_number_changes(tmp_path, capsys, monkeypatch):
     config = tiny_config()
-    monkeypatch.setattr(loop, 'score', lambda *_: (2.0, 100, dead.pop(0), False))
+    monkeypatch.setattr(
+        loop, 'evaluate_split', lambda *_: loop.Scores(2.0, 100, dead.pop(0), False)
+    )
     dead = [5, 5, 0]
     assert train(config, tmp_path / 'run', command='') == 0
     out = capsys.readouterr().out

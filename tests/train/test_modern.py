@@ -622,7 +622,7 @@ def test_a_key_that_an_older_run_lacks_has_its_default(tmp_path):
     write_json(path, {k: v for k, v in read_json(path).items() if 'cutmix' not in k})
     workdir.write_or_check_config(tmp_path, workdir.flat_config(config))
     config.augment.cutmix = 1.0
-    with pytest.raises(CheckpointError, match=r'augment.cutmix=0.0, this command says 1.0'):
+    with pytest.raises(CheckpointError, match=r'augment.cutmix=0.0, this command sets 1.0'):
         workdir.write_or_check_config(tmp_path, workdir.flat_config(config))
 
 

@@ -59,11 +59,11 @@ def test_hopeless_runs_start_over_as_the_config_says(tmp_path, flags):
 def test_a_restarted_run_trains_to_its_end(tmp_path, monkeypatch):
     record, recorded = loop.record_metrics, []
 
-    def diverge_once(trainer, recorder, step, found):
+    def diverge_once(recorder, health, step, found):
         recorded.append(step)
         if len(recorded) == 2:
             raise loop.DivergedError('made up', step)
-        record(trainer, recorder, step, found)
+        record(recorder, health, step, found)
 
     monkeypatch.setattr(loop, 'record_metrics', diverge_once)
     config = tiny_config()

@@ -8,7 +8,7 @@ from PIL import Image
 from launch.cost import flops_per_image
 from nin_jax.data.pipeline import resize_source
 from nin_jax.data.sources import Arrays
-from nin_jax.plan import Stage
+from nin_jax.plan import Stage, make_plan
 from nin_jax.runs.metrics import Stopwatch
 from nin_jax.train import loop
 from tests.helpers import assemble, load_page, plan_of, tiny_config
@@ -32,14 +32,14 @@ def staged_config():
 
 def train_to(run, stops, state=None):
     """The states after each of `stops`, from `state` or the start, in calls that end there."""
-    state = run.start(0) if state is None else state
+    state = run.initial_state(0) if state is None else state
     step, states = int(state.step), []
     calls = loop.Calls(run, state, Stopwatch())
     for stop in stops:
         while step < stop:
-            end = min(step + run.plan.next_call(step), stop)
-            program, batches = calls(step, end)
-            state, _ = program(state, batches, run.preprocess)
+            end = min(step + run.plan.call_length(step), stop)
+            program, inputs = calls.prepare(step, end)
+            state, _ = program(state, inputs, run.preprocess)
             step = end
         states.append(jax.device_get(state))
     return states
@@ -47,13 +47,25 @@ def train_to(run, stops, state=None):
 
 def test_stages_follow_each_other_to_the_end():
     plan = plan_of(steps_per_call=4, image_sizes=((3, 20), (6, 24)), freeze=(6, 8))
-    assert plan.stages() == [(Stage(20), 3), (Stage(24), 6), (Stage(0, 1), 8), (Stage(0, 2), 10)]
+    assert plan.stages() == [
+        (Stage(20), 0, 3),
+        (Stage(24), 3, 6),
+        (Stage(0, 1), 6, 8),
+        (Stage(0, 2), 8, 10),
+    ]
     ends, step = [], 0
     while step < 10:
-        step += plan.next_call(step)
+        step += plan.call_length(step)
         ends.append(step)
     assert ends == [3, 4, 6, 8, 10]
-    assert plan_of().stages() == [(Stage(), 10)]
+    assert plan_of().stages() == [(Stage(), 0, 10)]
+
+
+def test_sizes_that_change_at_the_same_step_in_a_short_run():
+    config = tiny_config()
+    config.train.image_sizes, config.train.duration = '20@30% 24@60%', '2steps'
+    plan = make_plan(config, 256, short_calls=True)
+    assert plan.stages() == [(Stage(20), 0, 1), (Stage(), 1, 2)]
 
 
 def test_a_call_repeats_until_its_length_or_its_stage_changes():
@@ -61,12 +73,6 @@ def test_a_call_repeats_until_its_length_or_its_stage_changes():
     plan = plan_of(steps_per_call=2, image_sizes=((4, 20),), total_steps=11)
     calls = [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
     assert [plan.repeats(*call) for call in calls] == [True, False, True, True, False, False]
-
-
-def test_stage_steps_are_the_lengths_of_the_stages():
-    plan = plan_of(image_sizes=((3, 20), (6, 24)), freeze=(8,))
-    assert plan.stage_steps() == [(Stage(20), 3), (Stage(24), 3), (Stage(), 2), (Stage(0, 1), 2)]
-    assert plan_of().stage_steps() == [(Stage(), 10)]
 
 
 def test_a_frozen_layer_stays_and_the_others_train_on():
@@ -123,6 +129,6 @@ def test_floating_point_operations_of_a_stage():
 def test_freezing_saves_the_backward_pass():
     config = tiny_config()
     run = assemble(config)
-    calls = loop.Calls(run, run.start(0), Stopwatch())
+    calls = loop.Calls(run, run.initial_state(0), Stopwatch())
     free, held = (calls.program(1, Stage(0, frozen)).cost_analysis()['flops'] for frozen in (0, 1))
     assert held < 0.6 * free

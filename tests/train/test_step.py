@@ -16,7 +16,7 @@ from nin_jax.train.step import (
     is_dead,
     loss_and_gradient,
     moving_average,
-    score,
+    predict_logits,
     train_steps,
 )
 from tests.helpers import assemble, tiny_config
@@ -116,7 +116,7 @@ def test_evaluation_counts_every_example_once(run):
 def test_one_view_scores_the_image_itself(run):
     weights, x_BHWC = run.init_state(0).weights, run.preprocess(run.eval.examples.images[:8])
     np.testing.assert_array_equal(
-        score(run.setup, weights, x_BHWC), apply(run.setup.model, weights, x_BHWC)[0]
+        predict_logits(run.setup, weights, x_BHWC), apply(run.setup.model, weights, x_BHWC)[0]
     )
 
 

@@ -6,6 +6,7 @@ float32 images that are already on the device.
 
 import dataclasses
 import importlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -110,7 +111,8 @@ def timed(work: Callable[[], object]) -> float:
 def host_peak_memory() -> int:
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == 'darwin' else most * 1024  # macOS counts bytes, Linux KiB
 
 
 def ours(network: str, dtype: str, batch_size: int, steps: int) -> Backend:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from nin_jax.runs.environment import commit
+from nin_jax.runs.environment import commit, usable_cpus
 
 
 def environment() -> dict:
@@ -26,7 +26,7 @@ def environment() -> dict:
             **{package: version(package) for package in ('jax', 'jaxlib', 'flax', 'torch')},
         },
         'cpu': cpu(),
-        'cpu_count': len(os.sched_getaffinity(0)),
+        'cpu_count': usable_cpus(),
         'load_average_before': os.getloadavg(),
         'gpu': gpu(),
     }

@@ -11,6 +11,7 @@ import tempfile
 import time
 
 from benchmarks.environment import gpu
+from nin_jax.runs.environment import usable_cpus
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -48,7 +49,7 @@ def by_devices(network: str, repeats: int, limit: float) -> list[dict]:
             env={} if gpus else {'XLA_FLAGS': f'{flag}{n}'},
         )
         for n in (1, 2, 4, 8)
-        if n <= (gpus or len(os.sched_getaffinity(0)))
+        if n <= (gpus or usable_cpus())
     ]
 
 

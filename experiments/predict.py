@@ -45,6 +45,8 @@ def main(argv: list[str]) -> int:
     heatmap = HEATMAP.value
     if heatmap and (len(paths) > 1 or not heatmap.lower().endswith('.png')):
         raise UserError(f'--heatmap={heatmap}: must be one .png, for one picture')
+    if heatmap and paths[0].resolve() == pathlib.Path(heatmap).resolve():
+        raise UserError(f'--heatmap={heatmap}: is the picture itself, name another file')
     if len(paths) == 1:
         images.read_image(paths[0])  # a mistake shows before JAX is imported
     from nin_jax.console import track

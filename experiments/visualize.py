@@ -59,6 +59,12 @@ def main(argv: list[str]) -> int:
         )
     pictures = [images.read_image(path) for path in IMAGES.value]  # mistakes show at once
     network = cli.open_network(workdir, STEP.value)
+    if not OUT.value and not pathlib.Path(workdir).is_dir():
+        raise UserError(
+            f'--workdir={workdir} is no folder: name one for the pictures, --out=FOLDER'
+        )
+    if pictures:
+        figures.check_class_maps(network)
     out = cli.local(OUT.value or f'{workdir}/pictures')
     out.mkdir(parents=True, exist_ok=True)
 
@@ -67,7 +73,6 @@ def main(argv: list[str]) -> int:
         print(out / name, flush=True)
 
     if pictures:
-        figures.check_class_maps(network)
         for path, image_HWC in zip(IMAGES.value, pictures, strict=True):
             image_HWC, done = images.to_channels(image_HWC, network.image_shape[-1])
             if done:

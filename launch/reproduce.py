@@ -94,6 +94,7 @@ def main(argv: list[str]) -> int:
     chosen = [experiments[name] for name in names]
     if args.dry_run:
         return print_plan(chosen, args.workdir, others)
+    check_data(chosen, others)
     worst = 0
     for e in chosen:
         flags = [f'--config={e.path}', f'--workdir={args.workdir / e.name}', f'--seeds={e.seeds}']
@@ -103,6 +104,15 @@ def main(argv: list[str]) -> int:
         worst = max(worst, status)
         write_results(args.workdir)
     return worst
+
+
+def check_data(chosen: list[Experiment], flags: list[str]) -> None:
+    """Raises DataError if a dataset is not prepared, before hours of training on another one."""
+    from nin_jax.data import datasets
+
+    for e in chosen:
+        data = cli.load_config(e.path, [*e.flags, *flags]).data
+        datasets.check_prepared(data.name, data.dir)
 
 
 def write_results(workdir: pathlib.Path) -> None:

@@ -48,9 +48,14 @@ def _sha256(value: dict) -> str:
 
 def write_json(path: Path, value: dict) -> None:
     """Atomically writes a JSON object with its checksum."""
+    write_text(path, json.dumps(with_checksum(value), indent=2) + '\n')
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically writes a text file: a full disk or a kill leaves the previous content."""
     temporary = path.with_suffix('.tmp')
     with open(temporary, 'w') as f:
-        f.write(json.dumps(with_checksum(value), indent=2) + '\n')
+        f.write(text)
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, path)

@@ -319,6 +319,7 @@ EVALUATION = [
     Case(REPORT, ('{run}',), ('--out', '--collect')),
     Case(REPORT, ('{tmp}/none', '--out={tmp}/R.md'), '{tmp}/none'),
     Case(REPORT, ('{run}', '--out=gs://bucket/R.md'), "'gs://bucket/R.md'"),
+    Case(REPORT, ('results', '--out=results'), ('--out=results', 'folder')),
     Case(REPORT, ('{run}', '--readme={tmp}/R.md', '--figure=f.png'), ('--figure=f.png', '--out')),
     Case(
         REPORT,
@@ -369,6 +370,7 @@ def tiff(channels: int) -> bytes:
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+WIDE = Image.fromarray(np.full((4, 4), 200, np.int32))
 NANS = Image.fromarray(np.full((4, 4), np.nan, np.float32))
 PICTURES = [
     Case(
@@ -393,6 +395,7 @@ PICTURES = [
         (png(9_000, 9_000), '64,000,000'),
         (png(20, 20, (b'zTXt', b'a\0\0' + zlib.compress(bytes(70 << 20)))),),
         (encoded(NANS, 'TIFF'), 'floating-point'),
+        (encoded(WIDE, 'TIFF'), '32-bit'),
         (tiff(7),),
         (encoded(NOISE.convert('P'), 'PCX'),),
     )
@@ -407,6 +410,18 @@ PICTURES = [
         PREDICT,
         ('--workdir={run}', '{tmp}/a.png', '--heatmap={tmp}/no/heat.png'),
         '{tmp}/no/heat.png',
+        files={'a.png': encoded(NOISE, 'PNG')},
+    ),
+    Case(
+        PREDICT,
+        ('{tmp}/a.png', '--heatmap={tmp}/a.png'),
+        '--heatmap={tmp}/a.png',
+        files={'a.png': encoded(NOISE, 'PNG')},
+    ),
+    Case(
+        VISUALIZE,
+        ('--workdir=mnist', '--images={tmp}/a.png'),
+        ('--workdir=mnist', '--out'),
         files={'a.png': encoded(NOISE, 'PNG')},
     ),
     Case(

@@ -34,6 +34,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f'--figure={FIGURE.value}: must end in .png')
     if FIGURE.value and not OUT.value:
         raise UserError(f'--figure={FIGURE.value}: needs --out, the page that shows it')
+    if OUT.value and pathlib.Path(OUT.value).is_dir():
+        raise UserError(f'--out={OUT.value}: is a folder, name a file such as RESULTS.md')
     out, collected, figure = (cli.local(flag.value or '') for flag in (OUT, COLLECT, FIGURE))
     from experiments.report import document, readme, records  # slow imports, after the checks
 

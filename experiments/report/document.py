@@ -8,6 +8,7 @@ import shlex
 from experiments.report.figure3 import draw_figure3
 from experiments.report.markdown import markdown
 from experiments.report.paper import TABLES
+from nin_jax.files import write_text
 from nin_jax.runs.workdir import flat_config
 
 
@@ -29,7 +30,7 @@ def write(
     made_by = shlex.join(['python', '-m', 'experiments.report', *made_from, f'--out={out}', *other])
     text = markdown(runs, configs, made_by, link)
     draw_figure3(runs, configs, figure)
-    out.write_text(text)
+    write_text(out, text)
 
 
 def known_configs() -> dict[str, dict]:

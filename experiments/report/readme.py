@@ -7,6 +7,7 @@ from experiments.report.groups import Group, by_hardware, group
 from experiments.report.markdown import hardware
 from experiments.report.paper import TABLES, Row
 from experiments.report.records import RunError
+from nin_jax.files import write_text
 
 MARKS = '<!-- figures -->', '<!-- /figures -->'
 
@@ -69,4 +70,4 @@ def fill_readme(path: pathlib.Path, table: str) -> None:
     start, end = (text.find(mark) for mark in MARKS)
     if not -1 < start < end:
         raise RunError(f"'{path}' has no lines {MARKS[0]} and {MARKS[1]}: add them")
-    path.write_text(f'{text[: start + len(MARKS[0])]}\n{table}{text[end:]}')
+    write_text(path, f'{text[: start + len(MARKS[0])]}\n{table}{text[end:]}')

@@ -9,7 +9,8 @@ import re
 import shlex
 
 from nin_jax.errors import UserError
-from nin_jax.files import file_sha256, read_json
+from nin_jax.files import file_sha256, read_json, write_text
+from nin_jax.runs.workdir import differences
 
 # What the reports read of every record.
 # fmt: off
@@ -51,6 +52,7 @@ def check(run: dict, path: pathlib.Path) -> dict:
             f"the run in '{path}' has no result ({run['status']} at epoch {run['epoch']:.4g}): "
             'run its command again or leave it out'
         )
+    run['device'].setdefault('processes', 1)  # older records lack it
     return run
 
 
@@ -68,12 +70,18 @@ def from_workdir(folder: pathlib.Path) -> dict:
     run |= {'name': run_name(folder), 'columns': COLUMNS, 'epochs': rows}
     check(run, folder)
     run['config']['data.dir'] = ''  # specific to this machine
-    run['command'] = shlex.join(
-        re.sub('^--workdir=/.*', f'--workdir=runs/{run["name"]}', word)
-        for word in shlex.split(run['command'])
-        if not word.startswith('--config.data.dir=')
-    )
+    run['command'] = portable(run['command'], run['name'])
     return run
+
+
+def portable(command: str, name: str) -> str:
+    """Returns a run's command without what is specific to the machines that ran it."""
+    text = re.sub(r'(\s--?(?:workdir|distributed|config\.data\.dir))\s', r'\1=', command)
+    return shlex.join(
+        re.sub('^--?workdir=/.*', f'--workdir=runs/{name}', word)
+        for word in shlex.split(text)
+        if not re.match(r'--?(config\.data\.dir|distributed)=', word)
+    )
 
 
 def metrics(folder: pathlib.Path, run: dict) -> list[dict]:
@@ -118,13 +126,17 @@ def epochs(lines: list[dict]) -> list[list[float]]:
 def collect(run: dict, folder: pathlib.Path) -> pathlib.Path:
     """Writes a run as a JSON file, one key per line; RunError if another run has its name."""
     path = folder / f'{run["name"]}.json'
-    there = read_json(path) if path.exists() else run
-    for key in ('config', 'device'):
-        if there.get(key) != run.get(key):
-            raise RunError(f"'{path}' is of a run with another {key}: rename one, or delete it")
+    run = check(run, path)
+    there = check(read_json(path), path) if path.exists() else run
+    for key, differ in (
+        ('config', differences(there['config'], run['config'])),
+        ('device', there['device'] != run['device']),
+    ):
+        if differ:
+            raise RunError(f"'{path}' is of a run with a different {key}: rename or delete one")
     if there.get('status') == 'done' != run['status']:
         raise RunError(f"'{path}' is of a finished run, and this one is not: delete it first")
     folder.mkdir(parents=True, exist_ok=True)
     lines = (f'{json.dumps(k)}: {json.dumps(v)}' for k, v in run.items())
-    path.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+    write_text(path, '{\n' + ',\n'.join(lines) + '\n}\n')
     return path

@@ -55,8 +55,9 @@ def main(argv: list[str]) -> int:
     if TOPOLOGY.value != 'local':
         leave_accelerators_alone()
     from launch.preflight.analysis import report
-    from launch.preflight.table import price_of, text
+    from launch.preflight.table import check_kinds, price_of, text
 
+    check_kinds(prices)
     result = report(CONFIG.value, TOPOLOGY.value)
     print(text(result, price_of(result, prices)))
     return 0 if result.fits else 1

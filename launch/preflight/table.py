@@ -7,6 +7,9 @@ import shlex
 import sys
 
 from launch.preflight.analysis import DoesNotFit, Report, report, target
+from launch.preflight.chips import TPUS
+from launch.preflight.gpus import GPUS
+from nin_jax.errors import UserError, did_you_mean
 from nin_jax.runs.display import duration
 from nin_jax.runs.environment import commit
 
@@ -41,7 +44,12 @@ COLUMNS = (
 
 def write_table(path: pathlib.Path, prices: dict[str, float]) -> int:
     """Compiles every config for every topology and writes the table; returns the exit status."""
+    check_kinds(prices)
+    if path.is_dir():
+        raise UserError(f'--table={path}: is a folder, name a file such as preflight.md')
     path.parent.mkdir(parents=True, exist_ok=True)
+    for topology in TOPOLOGIES:  # both compilers, before the first of many compilations
+        target(topology, 0)
     rows, fits = [], True
     for name in CONFIGS:
         for topology in TOPOLOGIES:
@@ -62,6 +70,14 @@ def write_table(path: pathlib.Path, prices: dict[str, float]) -> int:
     head = [f'| {" | ".join(COLUMNS)} |', '|' + '---|' * len(COLUMNS)]
     path.write_text(HEAD.format(how=provenance()) + '\n'.join(head + rows) + '\n')
     return 0 if fits else 1
+
+
+def check_kinds(prices: dict[str, float]) -> None:
+    """Raises UserError if a price is of an unknown kind of chip."""
+    known = ('', 'local', *GPUS, *TPUS)
+    for kind in prices:
+        if kind not in known:
+            raise UserError(f"--price: unknown kind '{kind}'{did_you_mean(kind, known)}")
 
 
 def price_of(r: Report, prices: dict[str, float]) -> float | None:

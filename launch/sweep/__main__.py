@@ -29,37 +29,32 @@ from collections.abc import Sequence
 from experiments import cli
 from experiments.space import Sweep
 from launch.sweep import flags, points
-from nin_jax.errors import UserError, from_os_error
+from nin_jax.errors import UserError
 
 PROGRAM = (sys.executable, '-m', 'experiments.main')
 
 
 def main(argv: Sequence[str], program: Sequence[str] = PROGRAM) -> int:
     """Returns the exit status; `program` is what a trial runs."""
-    try:
-        if importlib.util.find_spec('optuna') is None:
-            raise UserError("sweeps need Optuna: pip install -e '.[sweep]'")
-        if argv[:1] == ['report']:
-            from launch.sweep import report
+    return cli.guarded(lambda words: sweep_or_report(words, program), list(argv)) or 0
 
-            return report.main(argv[1:])
-        args, overrides = flags.parse(argv, __doc__)
-        sweep = points.load(args.sweep, overrides)
-        points.check(sweep)
-        if not args.dry_run:
-            return run(sweep, args, program)
-        for number, point in enumerate(points.points(sweep)):
-            words = points.command(sweep, args.workdir / f'trial-{number}', point)
-            print(shlex.join(words) if point else '# chosen by TPE during the sweep')
-        return 0
-    except UserError as e:
-        return cli.print_error(str(e), e.exit_status)
-    except BrokenPipeError:  # the reader of the output has exited, such as head
-        sys.stdout = None
-        return 141
-    except OSError as e:
-        error = from_os_error(e)
-        return cli.print_error(str(error), error.exit_status)
+
+def sweep_or_report(argv: list[str], program: Sequence[str]) -> int:
+    if importlib.util.find_spec('optuna') is None:
+        raise UserError("sweeps need Optuna: pip install -e '.[sweep]'")
+    if argv[:1] == ['report']:
+        from launch.sweep import report
+
+        return report.main(argv[1:])
+    args, overrides = flags.parse(argv, __doc__)
+    sweep = points.load(args.sweep, overrides)
+    points.check(sweep)
+    if not args.dry_run:
+        return run(sweep, args, program)
+    for number, point in enumerate(points.points(sweep)):
+        words = points.command(sweep, args.workdir / f'trial-{number}', point)
+        print(shlex.join(words) if point else '# chosen by TPE during the sweep')
+    return 0
 
 
 def run(sweep: Sweep, args: argparse.Namespace, program: Sequence[str]) -> int:
@@ -69,7 +64,7 @@ def run(sweep: Sweep, args: argparse.Namespace, program: Sequence[str]) -> int:
     args.workdir.mkdir(parents=True, exist_ok=True)
     retry = study.RetryPolicy(args.storage, args.patience, study.beat_every(args.grace))
     database = study.connect(args.storage, retry, args.grace)
-    queue = attempts.Attempts(retry(study.begin, database, args.study, sweep), database)
+    queue = retry(lambda: attempts.Attempts(study.begin(database, args.study, sweep), database))
     retry.steady = True
     ours = driver.Driver(sweep, args, queue, retry, program)
     print(f'{attempts.account(queue.by_point())}; {len(ours.workers)} workers', flush=True)
@@ -84,7 +79,8 @@ def run(sweep: Sweep, args: argparse.Namespace, program: Sequence[str]) -> int:
     print(
         f'{attempts.best_sentence(every)}\npython -m launch.sweep report {shlex.join(args.where)}'
     )
-    print(f'optuna-dashboard {shlex.quote(study.driver_url(args.storage.shown))}')
+    url = shlex.quote(study.driver_url(args.storage.shown))
+    print(f'plots in the browser: pip install optuna-dashboard && optuna-dashboard {url}')
     return int(any(attempts.outcome(tries) == 'failed' for tries in every))
 
 

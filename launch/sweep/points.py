@@ -11,7 +11,7 @@ from typing import Any
 from experiments import cli
 from experiments.space import Axis, Sweep, choice, text
 from nin_jax import config, plan
-from nin_jax.data import cache, catalog
+from nin_jax.data import catalog, datasets
 from nin_jax.errors import UserError, did_you_mean, one_line
 
 CONFIGS = pathlib.Path('experiments/sweeps')
@@ -96,8 +96,7 @@ def check_point(sweep: Sweep, point: dict) -> None:
     layer_blocks(full, dataset.num_classes)
     images = catalog.count(full.data.name, full.data.train, full.data.limit)
     plan.make_plan(full, images, short_calls=True)
-    if dataset.storage == 'tfds':
-        cache.ready(full.data.name, dataset, cache.data_root(full.data.dir))
+    datasets.check_prepared(full.data.name, full.data.dir)
 
 
 def axes_of(sweep: Sweep) -> dict[str, Axis]:

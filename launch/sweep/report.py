@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"no study in '{file}': give the --storage or the --workdir of the sweep")
     retry = study.RetryPolicy(args.storage, study.STARTUP_S)
     database = study.connect(args.storage, retry)
-    queue = attempts.Attempts(retry(study.join, database, args.study), database)
-    make(queue, args.workdir, pathlib.Path(args.out or args.workdir / 'report'))
+    queue = retry(lambda: attempts.Attempts(study.join(database, args.study), database))
+    retry(make, queue, args.workdir, pathlib.Path(args.out or args.workdir / 'report'))
     return 0
 
 

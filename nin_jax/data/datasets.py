@@ -53,6 +53,13 @@ def load_arrays(name: str, splits: str, data_dir: str = '') -> Arrays:
     return Arrays(images_NHWC, labels_N, class_names)
 
 
+def check_prepared(name: str, data_dir: str = '') -> None:
+    """Raises DataError if a dataset that `experiments.prepare` makes is missing in `data_dir`."""
+    dataset = lookup(name)
+    if dataset.storage == 'tfds':
+        cache.ready(name, dataset, cache.data_root(data_dir))
+
+
 def _read_parts(name: str, dataset: Dataset, parts: list[str], data_dir: str) -> _Parts:
     """Returns {part: (images uint8 (N, H, W, C), labels int32 (N,))} and the class names."""
     if dataset.storage == 'bundled':

@@ -51,6 +51,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
                     raise Image.DecompressionBombError
                 if image.mode == 'F':
                     raise DataError(f"'{path}' has floating-point pixels: save it as 8 or 16 bit")
+                if (image.mode, image.format) == ('I', 'TIFF'):
+                    raise DataError(f"'{path}' has 32-bit pixels: save it as 8 or 16 bit")
                 return np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
         except DataError:
             raise

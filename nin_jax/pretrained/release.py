@@ -81,6 +81,7 @@ def write(
       UserError: see `check_new`.
       OSError: a file cannot be written.
     """
+    folder = folder.absolute()
     check_new(folder)
     temporary = folder.with_name(f'{folder.name}.{os.getpid()}.incomplete')
     temporary.mkdir(parents=True)

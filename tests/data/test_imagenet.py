@@ -245,7 +245,7 @@ def test_mistakes(folder, insects, tmp_path):
     broken = tmp_path / 'insects'
     shutil.copytree(folder / 'insects', broken)
     (broken / 'train' / 'bee' / '000.jpg').write_bytes(b'no picture')
-    with pytest.raises(DataError, match=r"bee/000\.jpg' is not a picture"):
+    with pytest.raises(DataError, match=r"bee/000\.jpg' is not a supported image"):
         commands.train(config_of(tmp_path), tmp_path / 'run', command='')
     shutil.rmtree(broken / 'train' / 'bee')
     with pytest.raises(DataError, match='has 2 classes, 3 are expected'):

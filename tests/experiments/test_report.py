@@ -350,9 +350,55 @@ def test_a_record_does_not_take_the_place_of_another_one(configs, tmp_path):
     first = record(configs, 'mnist', 0, 0.004)
     records.collect(first, tmp_path)
     records.collect(first, tmp_path)
-    for other in ({'device': first['device'] | {'cpus': 8}}, {'status': 'preempted'}):
+    older = {key: v for key, v in first['config'].items() if key != 'augment.mixup'}
+    records.collect(first | {'config': older}, tmp_path)  # has the default of the key
+    changed = first['config'] | {'optim.lr': 0.05}
+    for other in (
+        {'device': first['device'] | {'cpus': 8}},
+        {'status': 'preempted'},
+        {'config': changed},
+    ):
         with pytest.raises(records.RunError, match=r'mnist-seed0\.json'):
             records.collect(first | other, tmp_path)
+
+
+def test_records_older_than_a_key_of_the_device_are_of_the_same_hardware(configs):
+    new = record(configs, 'mnist', 0, 0.004)
+    new['device'] = new['device'] | {'processes': 1}
+    old = record(configs, 'mnist', 1, 0.005)
+    old['device'] = {k: v for k, v in new['device'].items() if k != 'processes'}
+    runs = [records.check(run, RESULTS) for run in (new, old)]
+    assert len(groups.by_hardware(runs)) == 1
+
+
+@pytest.mark.parametrize(
+    ('command', 'published'),
+    [
+        ('main --workdir=/home/me/x --config.data.dir=/data', 'main --workdir=runs/x'),
+        ('main --workdir /home/me/x --config.data.dir /data', 'main --workdir=runs/x'),
+        ('main --workdir=runs/y --distributed=localhost:1,2,0', 'main --workdir=runs/y'),
+        ('main --workdir=runs/y --distributed auto', 'main --workdir=runs/y'),
+    ],
+)
+def test_a_published_command_names_no_machine(command, published):
+    assert records.portable(command, 'x') == published
+
+
+def test_a_row_says_the_flags_that_its_config_has_changed_since(configs):
+    run = record(configs, 'mnist', 0, 0.004)
+    run['config'] = run['config'] | {'model.class_bias': 0.0}
+    assert '--config.model.class_bias=0.0`' in results_text([run], configs)
+
+
+@pytest.mark.parametrize('variant', ['', ':fast'])
+def test_readme_row_of_a_recipe_has_the_papers_augmented_error(configs, variant):
+    table = readme.readme_table([record(configs, f'cifar10{variant}', 0, 0.1)], configs)
+    assert ('8.81 % with augmentation' in table) == bool(variant) and '10.41 %' in table
+
+
+def test_reproduce_needs_all_data_before_the_first_run(tmp_path):
+    words = ('--preset=cpu', f'--workdir={tmp_path}', f'--config.data.dir={tmp_path}')
+    assert_refused(run_process('launch.reproduce', *words), 'is not prepared')
 
 
 def test_a_figure_is_a_png(tmp_path):

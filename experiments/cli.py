@@ -1,4 +1,4 @@
-"""Shared code of the entry points: common flags, and one-sentence errors with status 2."""
+"""Shared code of the entry points: common flags, and user errors without a traceback."""
 
 import argparse
 import io
@@ -6,7 +6,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -34,7 +34,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
-    """Runs `main`, prints a user's mistake as one sentence, and returns the exit status."""
+    """Runs `main`, prints a user's mistake as one line, and returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names can contain any bytes
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
@@ -71,6 +71,17 @@ def print_error(message: str, status: int = EXIT_USAGE) -> int:
         except OSError:  # a file on a full disk; at exit, Python would replace the status
             sys.stderr = None
     return status
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints an error in one line, and shows a module's docstring as its help."""
+
+    def __init__(self, prog: str, description: str | None):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, None, description, formatter_class=raw, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(print_error(message))
 
 
 def flags_of_runs(words: Sequence[str]) -> list[str]:
@@ -156,7 +167,7 @@ def eval_images(network: 'Trained', data_dir: str | None) -> 'Arrays':
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses flags; exits with one sentence on an error."""
+    """Parses flags; prints one line and exits on an error."""
     try:
         if 'config' in flags.FLAGS:
             check_config_keys(argv)

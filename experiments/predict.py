@@ -13,7 +13,7 @@ light on black.
 
 --json prints a JSON object per line: path, treatment, and the probability of each class, highest
 first. --heatmap writes the square with the class activation map of the most probable class. If a
-picture cannot be read, it prints one sentence on stderr, classifies the others and exits with
+picture cannot be read, it prints an error message, classifies the others and exits with
 status 2.
 """
 

@@ -10,7 +10,6 @@ with a table of the finished seeds, in WORKDIR/ablation.md or --out. Repeat the 
 Exit status: as launch.seeds.
 """
 
-import argparse
 import pathlib
 import shlex
 import sys
@@ -112,8 +111,7 @@ def of_layers(blocks: ConfigDict) -> dict[str, tuple[str, ...]]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog='launch.ablate', allow_abbrev=False)
-    parser.error = lambda message: sys.exit(cli.print_error(message))
+    parser = cli.Parser('launch.ablate', __doc__)
     parser.add_argument(
         '--workdir', required=True, type=cli.folder, help='parent folder of the runs'
     )

@@ -13,7 +13,6 @@ machine, estimated from a few measured steps.
 Other flags, such as --config.data.dir, are passed to every run. Exit status: as launch.seeds.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import sys
@@ -74,10 +73,7 @@ PRESETS: dict[str, tuple[Experiment, ...]] = {
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog='launch.reproduce', description='Reproduces RESULTS.md.', allow_abbrev=False
-    )
-    parser.error = lambda message: sys.exit(cli.print_error(message))
+    parser = cli.Parser('launch.reproduce', __doc__)
     parser.add_argument('--preset', choices=PRESETS, required=True, help='set of runs')
     parser.add_argument('--workdir', default='runs/reproduce', type=cli.folder)
     parser.add_argument('--only', default='', help='comma-separated names of experiments')

@@ -7,7 +7,6 @@ to resume; finished seeds are skipped. Exit status: 0 all done, 1 a seed diverge
 command, 75 stopped by a signal and saved: run the command again.
 """
 
-import argparse
 import os
 import pathlib
 import sys
@@ -19,8 +18,7 @@ from nin_jax.files import read_json
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog='launch.seeds', allow_abbrev=False)
-    parser.error = lambda message: sys.exit(cli.print_error(message))
+    parser = cli.Parser('launch.seeds', __doc__)
     parser.add_argument('--config', required=True, help='a config of experiments/configs/')
     parser.add_argument(
         '--workdir', required=True, type=cli.folder, help='parent folder of the runs'
@@ -43,7 +41,7 @@ def main(argv: list[str]) -> int:
         if status not in (0, 1):  # after a divergence (1) the other seeds still run
             return status
         worst = max(worst, status)
-    print(sentence(folders))
+    print(format_summary(folders))
     return worst
 
 
@@ -56,7 +54,7 @@ def run(flags: list[str]) -> int:
     return status
 
 
-def sentence(folders: list[pathlib.Path]) -> str:
+def format_summary(folders: list[pathlib.Path]) -> str:
     """Returns mean and standard deviation of the final test error and of the training time."""
     paths = [folder / 'summary.json' for folder in folders]
     summaries = [read_json(path) for path in paths if path.exists()]  # a bug leaves none

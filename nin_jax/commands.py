@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 
 from nin_jax import distributed
 from nin_jax.config import validate
-from nin_jax.data import catalog, preprocess
+from nin_jax.data import catalog
 from nin_jax.data.pipeline import fit_preprocess, load_data
 from nin_jax.devices import use_compilation_cache
-from nin_jax.errors import CheckpointError, ConfigError
+from nin_jax.errors import ConfigError
 from nin_jax.files import read_json
 from nin_jax.models.factory import check_sizes, fc_classes, layer_blocks
 from nin_jax.models.nin import count_parameters
@@ -19,10 +19,9 @@ from nin_jax.models.summary import format_table, layer_table
 from nin_jax.pretrained.release import pretrained_weights
 from nin_jax.pretrained.trained import read_config
 from nin_jax.runs import bucket
-from nin_jax.runs.checkpoint import Checkpoints
-from nin_jax.runs.display import duration, warn
+from nin_jax.runs.display import duration
 from nin_jax.runs.metrics import Stopwatch
-from nin_jax.runs.recorder import Recorder, restore
+from nin_jax.runs.recorder import Recorder, restore_run
 from nin_jax.runs.summary import summarize
 from nin_jax.runs.watchdog import watchdog
 from nin_jax.runs.workdir import CONFIG, check_same, flat_config, load_preprocess, open_run
@@ -136,13 +135,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike, step: int | None) -
         config.optim, config.train.ema = trained.optim, trained.train.ema
         check_images(config, trained)
         trainer = make_trainer(config, load_data(config), fitted)
-        keep = config.checkpoint.keep
-        with Checkpoints(folder / 'checkpoints', keep, warn, read_only=True) as checkpoints:
-            digest = preprocess.digest(fitted)
-            restored = restore(checkpoints, trainer.state_shapes(), saved, digest, step)
-        if restored is None:
-            raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
-    state, _ = restored
+        state, _ = restore_run(folder, trainer.state_shapes(), saved, fitted, step)
     clock, n = Stopwatch(), len(trainer.eval)
     programs = loop.eval_programs(trainer, loop.shapes(state), clock)
     print(f'evaluating {n:,} images ...', flush=True)

@@ -63,7 +63,7 @@ def joined(where: str | None) -> Iterator[None]:
 
 
 def join(where: str, timeout_s: float = JOIN_S) -> None:
-    """Connects to the other processes; ends this one with a sentence if they do not come in time.
+    """Connects to the other processes; exits with an error message if they do not come in time.
 
     Raises:
       UserError: `where` cannot be read or used.
@@ -164,7 +164,7 @@ def together() -> Iterator[None]:
     """Raises an error of one process on all processes. All must enter the block; it can nest.
 
     Raises:
-      PeerError: with the sentence of the first process that failed; empty on all but process 0.
+      PeerError: with the message of the first process that failed; empty on all but process 0.
     """
     if not several():
         yield
@@ -239,7 +239,7 @@ LOST = re.compile('gloo|connection|heartbeat|coordination|barrier|deadline|unava
 
 @functools.cache  # must live as long as the process
 def abort_handler() -> Callable[[int], None]:
-    """Returns a C signal handler that ends the process with a sentence and status 75.
+    """Returns a C signal handler that ends the process with an error message and status 75.
 
     JAX aborts from a thread of its C++ when another process misses its heartbeats or process 0 is
     gone. Python's own handlers would not run before the abort.
@@ -254,13 +254,13 @@ def abort_handler() -> Callable[[int], None]:
     return ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
 
 
-def give_up(sentence: str) -> None:
+def give_up(message: str) -> None:
     """Ends this process from another thread."""
-    say(sentence)
+    say(message)
     os._exit(os.EX_TEMPFAIL)
 
 
-def say(sentence: str) -> None:
+def say(message: str) -> None:
     """Prints an error; without effect if stderr is a file on a full disk."""
     with contextlib.suppress(OSError):
-        print(f'error: {sentence}', file=sys.stderr, flush=True)
+        print(f'error: {message}', file=sys.stderr, flush=True)

@@ -64,6 +64,8 @@ def table_text(table: Table, groups: list[Group], noted: set[str]) -> str:
     for row in table.rows:
         others = sorted((o for o in OTHERS if o.config == row.config), key=lambda o: o.error)
         ours = [g for g in groups if row.config and g.config == row.config]
+        if row.config in noted:  # short runs are in the first table only
+            ours = [g for g in ours if not g.is_short]
         cells = (
             f'**{row.network}**' if row.config else row.network,
             '' if row.error is None else f'{row.error:.2f} %',

@@ -5,10 +5,8 @@ import dataclasses
 import os
 import pathlib
 import re
-import sys
 import urllib.parse
 from collections.abc import Sequence
-from typing import NoReturn
 
 from experiments import cli
 from nin_jax.errors import UserError
@@ -17,17 +15,6 @@ STORAGE = 'NIN_STORAGE'  # environment variable with the database's URL
 USER = r'((?:://|^(?!.*://))[^:/?]*)'  # of a URL, also of one without a scheme
 QUERY = r'([?&])password=([^&]*)'
 SECRETS = (STORAGE, 'PGPASSWORD')  # not passed to the runs
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports an error in one sentence and shows the module's docstring as its help."""
-
-    def __init__(self, prog: str, description: str | None):
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, None, description, formatter_class=raw, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        sys.exit(cli.print_error(message))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +46,7 @@ class Storage:
 
 def parse(argv: Sequence[str], description: str | None) -> tuple[argparse.Namespace, dict]:
     """Parses the sweep's flags, and the config overrides that apply to all trials."""
-    parser = Parser('launch.sweep', description)
+    parser = cli.Parser('launch.sweep', description)
     parser.add_argument('--sweep', required=True, help='a sweep config of experiments/sweeps/')
     add_study_flags(parser)
     parser.add_argument('--workers', type=int, help='parallel trials; default: one per device')

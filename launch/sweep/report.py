@@ -21,6 +21,7 @@ import optuna
 import optuna.visualization.matplotlib as plots
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments import cli
 from experiments.space import Axis, Sweep
 from launch.sweep import attempts, flags, points, study
 from nin_jax.errors import UserError
@@ -35,7 +36,7 @@ lists the steps at which another attempt resumed.
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = flags.Parser('launch.sweep report', __doc__)
+    parser = cli.Parser('launch.sweep report', __doc__)
     flags.add_study_flags(parser)
     parser.add_argument('--out', help='folder to write; default: WORKDIR/report')
     args = parser.parse_args(argv)

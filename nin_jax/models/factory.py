@@ -76,7 +76,7 @@ def make_model(
         class_maps=config.model.class_maps,
         class_bias=config.model.class_bias,
         dtype=jnp.dtype('float32' if mixed else config.dtype),
-        operands=jnp.dtype('bfloat16') if mixed else None,
+        operand_dtype=jnp.dtype('bfloat16') if mixed else None,
         rngs=nnx.Rngs(key),
     )
 

@@ -51,7 +51,7 @@ class Conv(nnx.Module):
       stride: stride in both directions; there is no padding if it is above 1.
       batch_norm: whether to apply batch normalization.
       dtype: dtype of the computation; the parameters are float32.
-      operands: dtype that the operands of a 1x1 convolution are rounded to; None for `dtype`.
+      operand_dtype: dtype that the operands of a 1x1 convolution are rounded to; None for `dtype`.
       rngs: rngs for the initialization.
     """
 
@@ -65,7 +65,7 @@ class Conv(nnx.Module):
         stride: int = 1,
         batch_norm: bool = False,
         dtype: jnp.dtype = jnp.float32,
-        operands: jnp.dtype | None = None,
+        operand_dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
         init = (
@@ -79,15 +79,15 @@ class Conv(nnx.Module):
             else None
         )
         self.stride, self.dtype = stride, dtype
-        self.operands = operands if kernel == stride == 1 else None
+        self.operand_dtype = operand_dtype if kernel == stride == 1 else None
 
     def __call__(
         self, x_BHWC: jax.Array, training: bool = False, *, relu: bool = False
     ) -> jax.Array:
         """Returns the pre-activations (B, H, W, features) in `dtype`, or their ReLU."""
         x_BHWC, kernel = x_BHWC.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        if self.operands is not None:
-            y_BHWC: Any = ops.mixed_conv1x1(x_BHWC, kernel, self.operands)
+        if self.operand_dtype is not None:
+            y_BHWC: Any = ops.mixed_conv1x1(x_BHWC, kernel, self.operand_dtype)
         else:
             padding = kernel.shape[0] // 2 if self.stride == 1 else 0
             y_BHWC = ops.conv2d(x_BHWC, kernel, stride=self.stride, padding=padding)
@@ -108,9 +108,9 @@ class MLPConv(nnx.Module):
       block: the row of the layer table.
       size: height and width of the input; required if `block.local`.
       batch_norm: whether to apply batch normalization before each activation function.
-      class_maps: if the last layer outputs the class maps, its activation: 'relu' (the paper's) or
-        'linear'. Class maps are not normalized. None for the other mlpconv layers.
-      dtype, operands: see `Conv`.
+      class_map_activation: if the last layer outputs the class maps, its activation, 'relu' (the
+        paper's) or 'linear'; None for the other mlpconv layers. Class maps are not normalized.
+      dtype, operand_dtype: see `Conv`.
       rngs: rngs for the initialization.
     """
 
@@ -121,13 +121,13 @@ class MLPConv(nnx.Module):
         *,
         size: tuple[int, int] | None = None,
         batch_norm: bool = False,
-        class_maps: str | None = None,
+        class_map_activation: str | None = None,
         dtype: jnp.dtype = jnp.float32,
-        operands: jnp.dtype | None = None,
+        operand_dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
         self.names = ('conv', *(f'cccp{i}' for i in range(1, len(block.features))))
-        self.pieces, self.class_maps = block.pieces, class_maps
+        self.pieces, self.class_map_activation = block.pieces, class_map_activation
         kernels = (block.kernel, *(1 for _ in block.features[1:]))
         inputs = (in_features, *block.features[:-1])
         stds = block.init_std or (None,) * len(block.features)
@@ -139,16 +139,16 @@ class MLPConv(nnx.Module):
                 assert size is not None
                 layer = partial(LocalConv, size=size)
             else:
-                norm = batch_norm and not (class_maps and name == self.names[-1])
+                norm = batch_norm and not (class_map_activation and name == self.names[-1])
                 stride = block.stride if name == 'conv' else 1
-                layer = partial(Conv, stride=stride, batch_norm=norm, operands=operands)
+                layer = partial(Conv, stride=stride, batch_norm=norm, operand_dtype=operand_dtype)
             layers[name] = layer(i, o * block.pieces, k, init_std=std, dtype=dtype, rngs=rngs)
         self.layers = nnx.Dict(layers)
 
     def __call__(self, x_BHWC: jax.Array, training: bool = False) -> jax.Array:
         """Returns the feature maps (B, H, W, features) of the last layer, in `dtype`."""
         for name in self.names:
-            linear = self.class_maps == 'linear' and name == self.names[-1]
+            linear = self.class_map_activation == 'linear' and name == self.names[-1]
             relu = self.pieces == 1 and not linear
             x_BHWC = self.layers[name](x_BHWC, training, relu=relu)
             if self.pieces > 1:
@@ -180,7 +180,7 @@ class NIN(nnx.Module):
         of the class maps are dead at initialization (negative everywhere), which causes a plateau
         of several epochs.
       dtype: dtype of the computation; the parameters are float32.
-      operands: see `Conv`.
+      operand_dtype: see `Conv`.
       rngs: rngs for the initialization.
     """
 
@@ -197,7 +197,7 @@ class NIN(nnx.Module):
         class_maps: str = 'relu',
         class_bias: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
-        operands: jnp.dtype | None = None,
+        operand_dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
         mlpconvs, features, size = {}, in_features, image_size
@@ -207,9 +207,9 @@ class NIN(nnx.Module):
                 block,
                 size=size,
                 batch_norm=norm == 'batch',
-                class_maps=class_maps if i == len(blocks) and not fc_classes else None,
+                class_map_activation=class_maps if i == len(blocks) and not fc_classes else None,
                 dtype=dtype,
-                operands=operands,
+                operand_dtype=operand_dtype,
                 rngs=rngs,
             )
             features, size = block.features[-1], size and block_size(size, block)
@@ -292,10 +292,10 @@ def apply(model: nnx.GraphDef, weights: dict, x_BHWC: jax.Array) -> tuple[jax.Ar
     Returns:
       Float32 logits_BK and class maps_BHWK.
     """
-    return run(nnx.merge(model, nnx.State(weights)), x_BHWC)
+    return forward(nnx.merge(model, nnx.State(weights)), x_BHWC)
 
 
-def run(
+def forward(
     network: NIN,
     x_BHWC: jax.Array,
     dropout_keys_B: jax.Array | None = None,
@@ -303,8 +303,8 @@ def run(
     frozen: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Calls a network and discards the intermediate activations that its modules sow."""
-    forward: Any = nnx.capture(network)
-    return forward(x_BHWC, dropout_keys_B, training=training, frozen=frozen)
+    captured: Any = nnx.capture(network)
+    return captured(x_BHWC, dropout_keys_B, training=training, frozen=frozen)
 
 
 def global_average_pooling(maps_BHWK: jax.Array) -> jax.Array:

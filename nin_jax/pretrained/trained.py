@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from nin_jax.config import unflatten, validate
 from nin_jax.console import quiet_absl, track
-from nin_jax.data import catalog, preprocess
+from nin_jax.data import catalog
 from nin_jax.data.pipeline import open_source
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.errors import CheckpointError, ConfigError, DataError, UserError
@@ -20,9 +20,7 @@ from nin_jax.models.factory import abstract_model
 from nin_jax.models.features import features
 from nin_jax.models.nin import apply
 from nin_jax.models.summary import layer_table
-from nin_jax.runs.checkpoint import Checkpoints
-from nin_jax.runs.display import warn
-from nin_jax.runs.recorder import restore
+from nin_jax.runs.recorder import restore_run
 from nin_jax.runs.workdir import CONFIG, load_preprocess
 from nin_jax.train.trainer import state_shapes
 
@@ -181,16 +179,8 @@ def load_run(folder: pathlib.Path, step: int | None = None) -> Trained:
     config.devices = 1
     dataset, fitted = catalog.lookup(config.data.name), load_preprocess(folder)
     shapes = state_shapes(config, dataset)
-    keep = config.checkpoint.keep
-    digest = preprocess.digest(fitted)
-    with (
-        quiet_absl(),
-        Checkpoints(folder / 'checkpoints', keep, warn, read_only=True) as checkpoints,
-    ):
-        restored = restore(checkpoints, shapes, flat, digest, step)
-    if restored is None:
-        raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
-    state, meta = restored
+    with quiet_absl():
+        state, meta = restore_run(folder, shapes, flat, fitted, step)
     names = meta.get('class_names')  # version 0.1.0 did not record them
     return open_network(
         config,

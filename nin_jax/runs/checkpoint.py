@@ -54,7 +54,7 @@ class Checkpoints:
     Args:
       folder: created if it does not exist.
       keep: number of newest checkpoints to keep.
-      warn: called with one sentence for every skipped damaged checkpoint.
+      warn: called with a message for every skipped damaged checkpoint.
       read_only: for evaluation; no file is changed.
 
     Raises:

@@ -121,7 +121,7 @@ class Metrics:
         return self._sha.hexdigest()
 
     def note(self, text: str) -> None:
-        """Prints one sentence on the console."""
+        """Prints a line on the console."""
         self._console.print(text)
 
     def start_over(self, attempt: int) -> None:

@@ -1,5 +1,6 @@
 """Records metrics, checkpoints and times of the training loop, behind one interface."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -115,7 +116,7 @@ class Recorder:
         self._metrics.picture(step, name, image_HWC)
 
     def note(self, text: str) -> None:
-        """Prints one sentence on the console."""
+        """Prints a line on the console."""
         self._metrics.note(text)
 
     def lacks_evaluation(self) -> bool:
@@ -160,6 +161,26 @@ class Recorder:
     def metrics_sha256(self) -> str:
         """Returns the current SHA-256 of metrics.jsonl."""
         return self._metrics.sync()
+
+
+def restore_run(
+    folder: pathlib.Path, shapes: Any, flat: dict, fitted: Preprocess, step: int | None
+) -> tuple[Any, dict]:
+    """Restores (state, meta) of a run that is not being trained here; changes no file.
+
+    Args:
+      folder: folder of the run.
+      shapes, flat, step: see `restore`.
+      fitted: the run's preprocessing.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or see `restore`.
+    """
+    with Checkpoints(folder / 'checkpoints', keep=1, warn=warn, read_only=True) as checkpoints:
+        restored = restore(checkpoints, shapes, flat, preprocess.digest(fitted), step)
+    if restored is None:
+        raise CheckpointError(f"no checkpoints in '{folder}': train the run first")
+    return restored
 
 
 def restore(

@@ -18,7 +18,7 @@ from nin_jax.data.augment import Augment, views
 from nin_jax.data.batches import Batch, Examples, example_order, random_streams
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.models.factory import join
-from nin_jax.models.nin import apply, run
+from nin_jax.models.nin import apply, forward
 
 
 @jax.tree_util.register_dataclass
@@ -204,7 +204,7 @@ def loss_and_gradient(
         params: dict, x_bHWC: jax.Array, targets_b: jax.Array, keys_b: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, dict]]:
         model = nnx.merge(setup.model, nnx.State(join(params, stats or {})))
-        logits_bK, _ = run(model, x_bHWC, keys_b, training=True, frozen=setup.frozen)
+        logits_bK, _ = forward(model, x_bHWC, keys_b, training=True, frozen=setup.frozen)
         loss = jnp.sum(cross_entropy(logits_bK, targets_b)) / setup.batch_size
         return loss, (logits_bK, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 

@@ -132,6 +132,8 @@ def read_part(folder: Path, part: str, digests: dict[str, str]) -> tuple[np.ndar
             if file_sha256(path) != digests[path.name]:
                 raise _damaged(path)
             arrays.append(np.load(path, mmap_mode='r', allow_pickle=False))
+        except PermissionError:
+            raise
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(path) from error
     return arrays[0], arrays[1]

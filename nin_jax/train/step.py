@@ -237,7 +237,8 @@ def evaluate(
     'low_K' and 'high_K' are the lowest and highest logit of each class. `weights` are
     `TrainState.weights`; the logits are means over the views of `setup.tta`.
     """
-    n, batch_size = len(examples.labels), setup.eval_batch_size
+    n, devices = len(examples), setup.mesh.size
+    batch_size = min(setup.eval_batch_size, -(-n // devices) * devices)
     positions = jnp.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
 
     def one_batch(sums: tuple, positions_B: jax.Array) -> tuple[tuple, tuple]:

@@ -192,3 +192,12 @@ def test_seed_and_attempt_decide_the_weights(run):
     assert (kernel(run, 0) == kernel(run, 0)).all()
     assert (kernel(run, 0) != kernel(run, 1)).any()
     assert (kernel(run, 0) != kernel(assemble(config), 0)).any()
+
+
+def test_an_evaluation_batch_is_not_larger_than_the_split(run):
+    weights = run.init_state(0).weights
+    large = dataclasses.replace(run.setup, eval_batch_size=2**20)
+    args = (weights, run.eval.examples, run.preprocess)
+    temporaries = evaluate.lower(*args, setup=large).compile().memory_analysis().temp_size_in_bytes
+    assert temporaries < 2**28
+    assert evaluate(*args, setup=large)['errors'] == evaluate(*args, setup=run.setup)['errors']

@@ -125,18 +125,23 @@ def required(flag: flags.FlagHolder, hint: str, or_url: bool = False) -> Any:
     """
     if not flag.value:
         raise UserError(f'--{flag.name} is missing: {hint}')
-    if not or_url:
+    if not (or_url and is_url(flag.value)):
         local(flag.value)
     return flag.value
 
 
 def local(path: str) -> pathlib.Path:
-    """Returns the path; raises UserError if it is a URL, which would become a folder 'gs:'."""
+    """Returns the path; raises UserError if it is a URL, or if it begins with ~.
+
+    They would become folders named 'gs:' and '~'.
+    """
     if is_url(path):
         raise UserError(
             f"'{path}' is a URL, and this command needs a folder: copy it from the bucket first, "
             'or mount the bucket'
         )
+    if path.startswith('~'):
+        raise UserError(f"'{path}': the shell did not replace ~, write $HOME or the whole path")
     return pathlib.Path(path)
 
 

@@ -60,9 +60,7 @@ def main(argv: list[str]) -> int:
     pictures = [images.read_image(path) for path in IMAGES.value]  # mistakes show at once
     network = cli.open_network(workdir, STEP.value)
     if not OUT.value and not pathlib.Path(workdir).is_dir():
-        raise UserError(
-            f'--workdir={workdir} is no folder: name one for the pictures, --out=FOLDER'
-        )
+        raise UserError(f'--workdir={workdir} is not a folder: add --out=FOLDER')
     if pictures:
         figures.check_class_maps(network)
     out = cli.local(OUT.value or f'{workdir}/pictures')

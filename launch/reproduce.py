@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     chosen = [experiments[name] for name in names]
     if args.dry_run:
         return print_plan(chosen, args.workdir, others)
-    check_data(chosen, others)
+    check_data([e for e in chosen if not is_done(e, args.workdir)], others)
     worst = 0
     for e in chosen:
         flags = [f'--config={e.path}', f'--workdir={args.workdir / e.name}', f'--seeds={e.seeds}']
@@ -142,6 +142,12 @@ def print_plan(chosen: list[Experiment], workdir: pathlib.Path, flags: list[str]
         f'the measured {flops_per_s / 1e9:,.0f} GFLOP/s, plus evaluation and compilation'
     )
     return 0
+
+
+def is_done(e: Experiment, workdir: pathlib.Path) -> bool:
+    """Whether all seeds have finished."""
+    folders = [workdir / e.name / f'seed{seed}' for seed in range(e.seeds)]
+    return all(state_of(folder)[0] == 'done' for folder in folders)
 
 
 def state_of(folder: pathlib.Path) -> tuple[str, int]:

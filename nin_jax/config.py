@@ -211,6 +211,8 @@ def unflatten(flat: dict) -> ConfigDict:
     config = default_config()
     blocks: dict[str, dict] = {}
     for key, value in flat.items():
+        if value is None:  # 0.2.0 accepted it for some defaults
+            continue
         value = tuple(value) if isinstance(value, list) else value
         *parents, name = key.split('.')
         if parents[:2] == ['model', 'blocks']:
@@ -341,7 +343,8 @@ def _check_keys(config: ConfigDict) -> None:
             raise ConfigError(f"unknown key '{key}'{did_you_mean(key, known)}")
     for key, default in known.items():
         if key not in flat:
-            raise ConfigError(f"missing key '{key}': start from nin_jax.config.default_config()")
+            start = 'block(...)' if key.startswith('model.blocks') else 'default_config()'
+            raise ConfigError(f"missing key '{key}': start from nin_jax.config.{start}")
         kinds = (int, float) if isinstance(default, float) else type(default)
         if not isinstance(flat[key], kinds) or isinstance(flat[key], bool) != (kinds is bool):
             raise ConfigError(f'{key}={flat[key]!r}: must be {type(default).__name__}')

@@ -53,6 +53,7 @@ def write_json(path: Path, value: dict) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Atomically writes a text file: a full disk or a kill leaves the previous content."""
+    path = path.resolve()  # keeps links
     temporary = path.with_suffix('.tmp')
     with open(temporary, 'w') as f:
         f.write(text)

@@ -143,14 +143,16 @@ def make_plan(config: ConfigDict, num_examples: int, short_calls: bool) -> Plan:
 
 def _image_sizes(sizes: str, epoch: float, total: int) -> tuple[tuple[int, int], ...]:
     """Parses '20@40%' to ((step, 20),)."""
-    key, found = 'train.image_sizes', []
+    key, found, durations = 'train.image_sizes', [], []
     for word in sizes.split():
         side, _, until = word.partition('@')
         if not side.isdecimal() or not 8 <= int(side) <= 1024 or not until:
             raise ConfigError(f"{key}={sizes!r}: write SIDE@DURATION, such as '20@40%'")
         found.append((_steps(key, until, epoch, total), int(side)))
+        durations.append(until)
     steps = [step for step, _ in found]
-    if steps != sorted(steps):  # in a very short run, two can be equal
+    # In a very short run, two durations can be the same step.
+    if steps != sorted(steps) or len(set(durations)) < len(durations):
         raise ConfigError(f'{key}={sizes!r}: durations must grow from left to right')
     return tuple(found)
 

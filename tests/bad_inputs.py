@@ -60,6 +60,9 @@ COMMAND_LINE = [
     Case(MAIN, ('--config.seed=3',), ('--config.seed', '--config=')),
     Case(MAIN, (f'--config={QUICKSTART}',), '--workdir'),
     Case(MAIN, (f'--config={QUICKSTART}', '--mode=eval'), '--workdir'),
+    Case(MAIN, (f'--config={QUICKSTART}', '--workdir=~/x'), ("'~/x'", '$HOME')),
+    Case('launch.preflight', (f'--config={QUICKSTART}', '--price=v5=1'), ("'v5'", "'v5e'")),
+    Case(SEEDS, (f'--config={QUICKSTART}', '--workdir=~/x'), ("'~/x'", '$HOME')),
     Case(MAIN, ('--config=',), "'.'"),
     Case(MAIN, ('--config=nope.py',), "'nope.py'"),
     Case(MAIN, ('--config=tests',), "'tests'"),
@@ -395,7 +398,7 @@ PICTURES = [
         (png(9_000, 9_000), '64,000,000'),
         (png(20, 20, (b'zTXt', b'a\0\0' + zlib.compress(bytes(70 << 20)))),),
         (encoded(NANS, 'TIFF'), 'floating-point'),
-        (encoded(WIDE, 'TIFF'), '32-bit'),
+        (encoded(WIDE, 'TIFF'), 'signed or 32-bit'),
         (tiff(7),),
         (encoded(NOISE.convert('P'), 'PCX'),),
     )

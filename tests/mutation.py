@@ -28,6 +28,7 @@ MODULES = {
         f'tests/train/test_step.py {MODERN}test_time_augmentation_averages_logits',
     ),
     'loop': ('nin_jax/train/loop.py', 'tests/train/test_loop.py'),
+    'health': ('nin_jax/train/health.py', 'tests/train/test_health.py'),
     'optimizer': (
         'nin_jax/train/optimizer.py',
         f'tests/train/test_optim.py {MODERN}nesterov_is_optaxs {MODERN}muon_heeds_the_multipliers '

@@ -118,7 +118,7 @@ def by_hardware(runs: list[dict]) -> list[list[dict]]:
     """Returns the runs of each kind of hardware."""
     parts: dict[str, list[dict]] = {}
     for run in runs:
-        parts.setdefault(json.dumps(run['device']), []).append(run)
+        parts.setdefault(json.dumps(run['device'], sort_keys=True), []).append(run)
     return list(parts.values())
 
 
@@ -166,7 +166,7 @@ def group(runs: list[dict], configs: dict[str, dict]) -> list[Group]:
         name = config_of(run['config'], configs)
         changes = differences(run['config'], configs[name] if name else {})
         full = float(configs[name]['train.duration'].removesuffix('ep')) if name else run['epoch']
-        key = json.dumps([name, changes, run['device'], preempted(run)])
+        key = json.dumps([name, changes, run['device'], preempted(run)], sort_keys=True)
         part = parts.setdefault(key, Group(name, changes, full, []))
         if twin := next((r for r in part.runs if r['seed'] == run['seed']), None):
             raise RunError(f'{twin["name"]}, {run["name"]} are the same run twice: leave one out')

@@ -75,10 +75,10 @@ def from_workdir(folder: pathlib.Path) -> dict:
 
 
 def portable(command: str, name: str) -> str:
-    """Returns a run's command without what is specific to the machines that ran it."""
+    """Returns a run's command without the folders and addresses of its machines."""
     text = re.sub(r'(\s--?(?:workdir|distributed|config\.data\.dir))\s', r'\1=', command)
     return shlex.join(
-        re.sub('^--?workdir=/.*', f'--workdir=runs/{name}', word)
+        re.sub(r'^--?workdir=[/~].*', f'--workdir=runs/{name}', word)
         for word in shlex.split(text)
         if not re.match(r'--?(config\.data\.dir|distributed)=', word)
     )
@@ -133,7 +133,9 @@ def collect(run: dict, folder: pathlib.Path) -> pathlib.Path:
         ('device', there['device'] != run['device']),
     ):
         if differ:
-            raise RunError(f"'{path}' is of a run with a different {key}: rename or delete one")
+            raise RunError(
+                f"'{path}' belongs to a run with a different {key}: rename or delete one"
+            )
     if there.get('status') == 'done' != run['status']:
         raise RunError(f"'{path}' is of a finished run, and this one is not: delete it first")
     folder.mkdir(parents=True, exist_ok=True)

@@ -74,9 +74,9 @@ def write_table(path: pathlib.Path, prices: dict[str, float]) -> int:
 
 def check_kinds(prices: dict[str, float]) -> None:
     """Raises UserError if a price is of an unknown kind of chip."""
-    known = ('', 'local', *GPUS, *TPUS)
+    known = ('local', *GPUS, *TPUS)
     for kind in prices:
-        if kind not in known:
+        if kind and kind not in known:
             raise UserError(f"--price: unknown kind '{kind}'{did_you_mean(kind, known)}")
 
 

@@ -93,6 +93,7 @@ def settle_study_flags(args: argparse.Namespace) -> None:
     workdir = args.workdir or f'runs/sweeps/{args.study}'
     if '://' in workdir:
         raise UserError(f"--workdir='{workdir}': must be a folder on a file system, not a URL")
+    cli.local(workdir)
     url, known = args.storage, os.environ.get(STORAGE, '')
     if not url or url == Storage(known).shown:  # the variable may add the password
         url = known or f'sqlite:///{workdir}/study.db'

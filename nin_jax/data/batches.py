@@ -83,7 +83,7 @@ def example_order(
 ) -> jax.Array:
     """Returns the indices of the examples of the next batches, int32 (num_steps, batch_size).
 
-    Batch are consecutive pieces of an infinite sequence of epochs, each a new permutation of all
+    Batches are consecutive pieces of an infinite sequence of epochs, each a new permutation of all
     examples. A batch can contain the end of one epoch and the start of the next.
     `num_steps * batch_size` must not exceed `num_examples`.
     """

@@ -52,7 +52,9 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
                 if image.mode == 'F':
                     raise DataError(f"'{path}' has floating-point pixels: save it as 8 or 16 bit")
                 if (image.mode, image.format) == ('I', 'TIFF'):
-                    raise DataError(f"'{path}' has 32-bit pixels: save it as 8 or 16 bit")
+                    raise DataError(
+                        f"'{path}' has signed or 32-bit pixels: save it as 8 bit or unsigned 16 bit"
+                    )
                 return np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
         except DataError:
             raise

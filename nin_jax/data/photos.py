@@ -9,6 +9,7 @@ center crop.
 """
 
 import dataclasses
+import hashlib
 import itertools
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,6 +67,8 @@ class TfdsRecords:
         )
         try:
             self._source = builder.as_data_source(part)
+        except (OSError, ImportError):
+            raise
         except Exception as e:  # array_record and TFDS raise many types on a damaged file
             raise self._damaged(e) from e
         self.class_names = tuple(builder.info.features['label'].names)
@@ -76,6 +79,8 @@ class TfdsRecords:
     def read(self, row: int) -> tuple[np.ndarray, int]:
         try:
             example = self._source[row]
+        except OSError:
+            raise
         except Exception as e:
             raise self._damaged(e) from e
         return example['image'], int(example['label'])
@@ -118,8 +123,8 @@ class Photos:
         return 255 * np.array(self.dataset.channel_means)
 
     def fingerprint(self) -> str:
-        """Returns the number of images and the classes; reading all images would take hours."""
-        return repr((len(self), self.class_names))
+        """Returns a digest of number and classes only; reading all images would take hours."""
+        return hashlib.sha256(repr((len(self), self.class_names)).encode()).hexdigest()
 
     def take(
         self, indices_B: np.ndarray, keys_B2: np.ndarray | None

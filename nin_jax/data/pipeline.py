@@ -70,7 +70,7 @@ class Data:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of the images and labels of both splits."""
+        """A digest of the images and labels of both splits; of files, of number and classes."""
         return self.train.fingerprint() + self.eval.fingerprint()
 
 

@@ -4,11 +4,11 @@ On TPUs and GPUs, convolutions are XLA's operations. Max pooling is XLA's on TPU
 gradient is a scatter on GPUs. Average pooling is a sum of shifted images everywhere. XLA's CPU
 backend is slow for three operations: the kernel gradient of a convolution (especially inside
 `lax.scan`), the 1x1 convolution, and the gradient of max pooling. On CPUs they are computed as
-matrix products and elementwise selections. 3x3 and 5x5 convolutions
-between many channels use Winograd's algorithm (`winograd.py`), unless `precision` is set.
-`benchmarks/NOTES.md` has the measurements. The results agree with XLA's up to 1e-6 of the largest
-value, 1e-5 with Winograd's algorithm. On CPUs, bfloat16 inputs are computed in float32 and rounded
-once at the end, because XLA's bfloat16 products are slower.
+matrix products and elementwise selections. 3x3 and 5x5 convolutions between many channels use
+Winograd's algorithm (`winograd.py`), unless `precision` is set. `benchmarks/NOTES.md` has the
+measurements. The results agree with XLA's up to 1e-6 of the largest value, 1e-5 with Winograd's
+algorithm. On CPUs, bfloat16 inputs are computed in float32 and rounded once at the end, because
+XLA's bfloat16 products are slower.
 
 `lax.platform_dependent` selects the implementation for the platform that a program is lowered for.
 So a program that is compiled on a CPU for a TPU, or exported for several platforms, is correct.

@@ -69,8 +69,8 @@ class Trained:
 
         Raises:
           DataError: the images are not uint8 (N, H, W, C) with the network's number of channels.
-          ConfigError: the network has a fully connected head or local filters, and another
-            size.
+          ConfigError: the network has a fully connected head or local filters, and the
+            images have a different size.
         """
         self._check(images_NHWC)
         starts = range(0, len(images_NHWC), chunk)

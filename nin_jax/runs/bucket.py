@@ -55,7 +55,7 @@ def opened(
       RetryError: it does not answer.
     """
     if not is_url(workdir):
-        yield pathlib.Path(workdir).expanduser(), None
+        yield pathlib.Path(workdir), None
         return
     check_url(os.fspath(workdir))
     bucket = Bucket(os.fspath(workdir))

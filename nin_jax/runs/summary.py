@@ -27,7 +27,7 @@ def summarize(
       outcome: status, reason, attempt and step of the end.
       plan: the plan of the run.
       recorder: the recorder of the run, which has its evaluations and seconds.
-      config: the run's.
+      config: the config of the run.
       parameters: number of weights and biases of the network.
       eval_images: number of images that its error is measured on.
       command: the command line, for summary.json.

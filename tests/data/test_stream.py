@@ -69,6 +69,13 @@ def test_evaluation_goes_through_all_examples(resident, streamed, monkeypatch):
     assert scores[0][1] == scores[1][1] and scores[0][0] == pytest.approx(scores[1][0], rel=1e-6)
 
 
+def test_parts_of_an_evaluation_fit_the_memory_for_reading_ahead(streamed, monkeypatch):
+    monkeypatch.setattr(batches, 'READ_AHEAD_BYTES', 2 * streamed.setup.eval_batch_size * 28 * 28)
+    sizes = {len(part) for part in streamed.eval.parts()}
+    assert max(sizes) == 2 * streamed.setup.eval_batch_size
+    assert sizes == {len(part) for part in streamed.eval.part_shapes()}
+
+
 def final_digest(workdir):
     newest = max((workdir / 'checkpoints').iterdir(), key=lambda p: int(p.name))
     return json.loads((newest / 'meta' / 'metadata').read_text())['digest']

@@ -364,7 +364,7 @@ def test_a_record_does_not_take_the_place_of_another_one(configs, tmp_path):
 
 def test_records_older_than_a_key_of_the_device_are_of_the_same_hardware(configs):
     new = record(configs, 'mnist', 0, 0.004)
-    new['device'] = new['device'] | {'processes': 1}
+    new['device'] = {'processes': 1} | new['device']
     old = record(configs, 'mnist', 1, 0.005)
     old['device'] = {k: v for k, v in new['device'].items() if k != 'processes'}
     runs = [records.check(run, RESULTS) for run in (new, old)]
@@ -398,7 +398,9 @@ def test_readme_row_of_a_recipe_has_the_papers_augmented_error(configs, variant)
 
 def test_reproduce_needs_all_data_before_the_first_run(tmp_path):
     words = ('--preset=cpu', f'--workdir={tmp_path}', f'--config.data.dir={tmp_path}')
-    assert_refused(run_process('launch.reproduce', *words), 'is not prepared')
+    result = run_process('launch.reproduce', *words)
+    assert_refused(result, 'is not prepared')
+    assert result.stdout == ''
 
 
 def test_a_figure_is_a_png(tmp_path):

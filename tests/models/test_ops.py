@@ -354,12 +354,13 @@ def test_mixed_is_of_1x1_convolutions_only(dtype):
     config.dtype = dtype
     network = make_model(config, (28, 28, 1), 10, jax.random.key(0))
     layers = network.mlpconvs['mlpconv1'].layers
-    operands = {name: layer.operands for name, layer in layers.items()}
+    operands = {name: layer.operand_dtype for name, layer in layers.items()}
     bfloat16 = jnp.dtype('bfloat16') if dtype == 'mixed' else None
     assert operands == {'conv': None, 'cccp1': bfloat16, 'cccp2': bfloat16}
     assert layers['conv'].dtype == jnp.float32
 
 
 def test_mixed_keeps_the_stride_of_a_1x1_convolution():
-    conv = Conv(3, 4, 1, init_std=None, stride=2, operands=jnp.dtype('bfloat16'), rngs=nnx.Rngs(0))
+    wide = dict(init_std=None, operand_dtype=jnp.dtype('bfloat16'))
+    conv = Conv(3, 4, 1, stride=2, rngs=nnx.Rngs(0), **wide)
     assert conv(jnp.ones((2, 9, 9, 3))).shape == (2, 5, 5, 4)

@@ -10,7 +10,6 @@ from nin_jax import commands
 from nin_jax.data import pipeline
 from nin_jax.errors import CheckpointError, ConfigError, UserError
 from nin_jax.pretrained import bundled
-from nin_jax.runs import bucket
 from nin_jax.runs.metrics import Metrics, Stopwatch
 from nin_jax.runs.workdir import flat_config, locked, write_or_check_config
 from tests.helpers import plan_of, tiny_config
@@ -111,12 +110,6 @@ def test_a_release_is_no_workdir(tmp_path):
     with pytest.raises(UserError, match='holds a release'):
         commands.train(tiny_config(), tmp_path / 'release', command='')
     assert (tmp_path / 'release' / 'config.json').read_bytes() == before
-
-
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    with bucket.opened('~/runs/x') as (folder, _):
-        assert folder == tmp_path / 'runs' / 'x'
 
 
 def test_checkpoints_of_another_run_are_refused(tmp_path):

@@ -142,6 +142,25 @@ def test_dead_class_maps_are_said_when_their_number_changes(tmp_path, capsys, mo
     assert '5 of 10 class maps are zero' in out and '0 of 10 class maps are zero' in out
 
 
+def test_a_resumed_run_knows_since_when_its_logits_are_constant(tmp_path, monkeypatch):
+    config, given = tiny_config(), []
+
+    class Spy(loop.Health):
+        def __init__(self, config, classes, saved):
+            given.append(saved)
+            super().__init__(config, classes, saved)
+
+    monkeypatch.setattr(loop, 'Health', Spy)
+    monkeypatch.setattr(loop, 'evaluate_split', lambda *_: loop.Scores(2.0, 100, 0, True))
+    assert train(config, tmp_path, command='') == 0
+    (tmp_path / 'summary.json').unlink()
+    newest = max((tmp_path / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    assert train(config, tmp_path, command='') == 0
+    first = metrics(tmp_path, 'eval')[0]['step']
+    assert given == [{}, {'constant_since': first}]
+
+
 def test_evaluation_repeats_the_runs_own_figures(undisturbed):
     result = run_main(f'--workdir={undisturbed}', '--mode=eval')
     final = metrics(undisturbed, 'eval')[-1]

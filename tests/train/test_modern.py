@@ -642,5 +642,5 @@ def test_a_seed_that_ends_with_a_bug_leaves_the_others_their_sentence(tmp_path):
         (tmp_path / f'seed{seed}').mkdir()
         record = {'status': 'done', 'final_error': error, 'seconds': {'train': 60.0}}
         write_json(tmp_path / f'seed{seed}' / 'summary.json', record)
-    text = seeds.sentence([tmp_path / f'seed{seed}' for seed in range(3)])
+    text = seeds.format_summary([tmp_path / f'seed{seed}' for seed in range(3)])
     assert '(10.00, 20.00)' in text and text.endswith('1 diverged or failed')

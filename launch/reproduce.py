@@ -1,12 +1,12 @@
-"""Trains the runs behind RESULTS.md, except the quickstart.
+"""Trains the runs behind RESULTS.md, except the quickstart and those with changed keys.
 
     python -m launch.reproduce --preset=cpu --workdir=runs/reproduce --dry-run
     python -m launch.reproduce --preset=cpu --workdir=runs/reproduce
     python -m launch.reproduce --preset=gpu --only=cifar10
 
 The preset `cpu` is feasible on two CPU cores: the fast and modern recipes, the ablations with the
-fast recipe, and the paper's schedules as far as possible. The preset `gpu` is the paper's full
-schedules, except SVHN, and the fast and modern recipes, with five seeds each. Finished runs are
+fast recipe, and the paper's runs as far as possible. The preset `gpu` is all of the paper's runs at
+full length, except SVHN, and the fast and modern recipes, with five seeds each. Finished runs are
 skipped and interrupted runs resume. After each experiment, WORKDIR/RESULTS.md and its figure are
 rewritten. --dry-run prints every run with its number of images, its PFLOP, and its time on this
 machine, estimated from a few measured steps.

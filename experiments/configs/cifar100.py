@@ -3,8 +3,8 @@
     python -m experiments.main --config=experiments/configs/cifar100.py --workdir=runs/cifar100
 
 variant      changes                                          paper's test error
-             the paper: "the same setting as CIFAR-10"        35.68 %
-:released    the authors' released files, which differ        35.68 %
+             the paper: the settings of cifar10.py            35.68 %
+:released    values of the authors' released files            35.68 %
 :fast        the recipe of _fast.py with random flips,        not reported
              crops by 2 pixels, smoothing of 0.1, 24x24
              pixels for half of its 5.6 epochs, no freezing
@@ -14,7 +14,7 @@ variant      changes                                          paper's test error
 The released files (cuda-convnet NIN/cifar-100_def, NIN/cifar-100_params) use initial weights that
 are 50, 5 and 5 times smaller in the first three layers, a learning rate of 0.02 for every layer (a
 coefficient of 2 on the cost times 0.01) and five times the weight decay. Such a network may never
-leave its first plateau.
+leave its first plateau. Dropout and the order of the images are as in cifar10.py.
 Cost: 102,000 steps, 17 PFLOP. :modern takes 10,000 steps, 0.74 PFLOP, and gets 27.10 % (one seed,
 test-time augmentation); :fast takes 2,800 steps, 0.29 PFLOP, and gets 34.2 % (mean of three seeds).
 Needs `python -m experiments.prepare cifar100`.

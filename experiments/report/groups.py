@@ -141,13 +141,13 @@ def paired_difference(errors: dict[int, float], baseline: dict[int, float]) -> s
       baseline: the same, of the runs to compare with.
 
     Returns:
-      The difference alone with one common seed; '' with none.
+      The difference alone with one or two common seeds; '' with none.
     """
     differences = [errors[seed] - baseline[seed] for seed in errors.keys() & baseline.keys()]
     if not differences:
         return ''
     text = f'{statistics.mean(differences):+.2f}'
-    if (n := len(differences)) == 1:
+    if (n := len(differences)) < 3:  # with two, the interval says next to nothing
         return text
     from scipy import stats  # takes half a second to import
 

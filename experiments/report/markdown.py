@@ -84,7 +84,7 @@ def table_text(table: Table, groups: list[Group], noted: set[str]) -> str:
         notes += ''.join(details(g, row.network) for g in ours)
     if not rows:
         return ''
-    head = '| network | paper | best by others | ours |\n|---|---|---|---|\n'
+    head = '| network | paper | best listed reproduction | ours |\n|---|---|---|---|\n'
     return f'\n## {table.title}\n\n' + head + rows + ('\n' + notes if notes else '')
 
 

@@ -48,7 +48,7 @@ class Dataset:
         return tuple(part for part in self.examples if part != 'test')
 
 
-# Splits: CIFAR-10 paper section 4.2 (CIFAR-100 and MNIST likewise), SVHN section 4.4.
+# Validation images: CIFAR-10 section 4.2, SVHN section 4.4; of CIFAR-100 and MNIST, ours.
 DATASETS: dict[str, Dataset] = {
     'mnist': Dataset(
         version='3.0.1',

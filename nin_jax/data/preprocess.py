@@ -1,4 +1,4 @@
-"""The paper's preprocessing, which "follows Goodfellow et al.": GCN, then ZCA or LCN.
+"""The paper's preprocessing, which follows Goodfellow et al. (2013): GCN, then ZCA or LCN.
 
     prep = fit('gcn_zca', train_images_NHWC)     # once, on the training images
     x_BHWC = jax.jit(lambda prep, images: prep(images))(prep, images_BHWC)

@@ -176,9 +176,9 @@ class NIN(nnx.Module):
         cuda-convnet, PluginsSrc/include/extralayers.cuh).
       norm: 'none' or 'batch', see `Conv`; the class maps are not normalized.
       class_maps: activation of the class maps: 'relu' (the paper's) or 'linear'.
-      class_bias: initial bias of the maps of the last mlpconv layer. With the paper's 0, about half
-        of the class maps are dead at initialization (negative everywhere), which causes a plateau
-        of several epochs.
+      class_bias: initial bias of the maps of the last mlpconv layer. With the authors' 0, about
+        half of the class maps are dead at initialization (negative everywhere), which causes a
+        plateau of several epochs.
       dtype: dtype of the computation; the parameters are float32.
       operand_dtype: see `Conv`.
       rngs: rngs for the initialization.

@@ -18,7 +18,7 @@ def learning_rate(config: ConfigDict, plan: Plan) -> optax.GradientTransformatio
       config: the `optim` part of a config.
       plan: the run's plan.
     """
-    if config.schedule == 'plateau':  # section 4: "until the accuracy on the training set stops"
+    if config.schedule == 'plateau':  # section 4.1: until the training accuracy stops improving
         return optax.chain(
             optax.contrib.reduce_on_plateau(
                 config.drop_factor,

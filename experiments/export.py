@@ -140,7 +140,7 @@ def onnx_program(network: Trained, found: dict, data_dir: str | None) -> bytes:
         images_NHWC = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     compared = onnx_graph.compare(model, network, images_NHWC[:ONNX_IMAGES])
     print(compared.sentence)
-    if compared.largest_difference > ONNX_TOLERANCE * compared.largest_logit:
+    if not compared.largest_difference <= ONNX_TOLERANCE * compared.largest_logit:  # or NaN
         raise UserError(
             'ONNX Runtime and the network disagree, so model.onnx would be wrong: export without '
             '--onnx, and report this with the config'

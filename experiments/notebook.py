@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
     if not guide.is_file():
         raise UserError(f"'{guide}' is missing: run this from the project's folder")
     out = pathlib.Path(OUT.value) if OUT.value else guide.with_suffix('.ipynb')
-    out.write_text(notebook(guide.read_text(), guide.parent))
+    text = notebook(guide.read_text(encoding='utf-8'), guide.parent)
+    out.write_text(text, encoding='utf-8')
     print(out)
     return 0
 

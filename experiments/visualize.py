@@ -124,7 +124,7 @@ def write_page(
     error = float((scored.predictions_N != scored.split.labels).mean())
     by_class = figures.class_errors(scored)
     page = html.run_page(folder, network.config, network.step, error, summary, by_class, drawn)
-    (out / 'index.html').write_text(page)
+    (out / 'index.html').write_text(page, encoding='utf-8')
     print(out / 'index.html')
 
 

@@ -67,8 +67,12 @@ def _check_gzip(path: Path) -> None:
 
 
 def _check_tar(path: Path) -> None:
+    total = 0
     with tarfile.open(path, 'r:gz') as tar:
         for member in tar:
+            total += member.size
+            if member.issparse() or total > MAX_UNPACKED_BYTES:
+                raise DataError(f'{path} unpacks to more than {MAX_UNPACKED_BYTES:,} bytes')
             unsafe = os.path.isabs(member.name) or '..' in member.name.split('/')
             if unsafe or not (member.isfile() or member.isdir()):
                 raise DataError(

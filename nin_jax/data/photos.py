@@ -37,7 +37,8 @@ class FolderRecords:
     """A folder with a folder of pictures for each class; the classes alternate."""
 
     def __init__(self, folder: Path):
-        classes = sorted(path for path in folder.iterdir() if path.is_dir())
+        folders = (path for path in folder.iterdir() if path.is_dir())
+        classes = sorted(path for path in folders if not path.name.startswith('.'))
         self.class_names = tuple(path.name for path in classes)
         columns = [
             [(p, k) for p in sorted(path.iterdir()) if not p.name.startswith('.')]

@@ -50,13 +50,15 @@ def _error_at(path: pathlib.Path, step: int, attempt: int) -> float | None:
 
 def _other_seeds(workdir: pathlib.Path, summary: dict) -> list[float]:
     def but_the_seed(run: dict) -> dict:
-        return {k: v for k, v in run.get('config', {}).items() if k not in ('seed', 'data.dir')}
+        config = run.get('config')
+        flat = config if isinstance(config, dict) else {}
+        return {k: v for k, v in flat.items() if k not in ('seed', 'data.dir')}
 
     errors: dict[int, float] = {}
     for path in sorted(workdir.absolute().parent.glob('*/summary.json')):
         try:
             other = read_json(path)
-        except CheckpointError:  # of another run
+        except (CheckpointError, OSError):  # of another run, or of another program
             continue
         same = summary.get('config') and but_the_seed(other) == but_the_seed(summary)
         if same and other.get('status') == 'done':
@@ -94,7 +96,7 @@ images of {height}x{width}x{channels}, {classes} classes: {_shorten(trained.clas
 | from | {_origin(trained, found)} |
 | stored as | {dtype} kernels, read back as float32 |
 | code | nin_jax {__version__}, commit `{found['commit'] or 'unknown'}` |
-| license | {_license(found)} |
+| license | {_license(config, found)} |
 
 ## Loading
 
@@ -144,6 +146,17 @@ def _activations(config: ConfigDict) -> str:
         ]
     if config.model.class_maps == 'linear':
         lines.append('The last layer has no ReLU.')
+    blocks = config.model.blocks.values()
+    if any(row.pieces > 1 for row in blocks):
+        lines.append('Instead of a ReLU, each output is the maximum of adjacent channels (maxout).')
+    if any(row.local for row in blocks):
+        lines.append('A local layer has a kernel for each position: (height, width, patch, out).')
+    if any(row.pool.endswith('_rnorm') for row in blocks):
+        lines.append('Local response normalization follows the pooling.')
+    if config.model.dropout_mode == 'convnet':
+        lines.append('After dropout with rate p, activations are multiplied by 1 - p.')
+    if config.model.head == 'fc':
+        lines.append('`fc.kernel` takes the last maps flattened as (height, width, channels).')
     return '\n'.join(('\n', *lines)) if lines else ''
 
 
@@ -177,8 +190,11 @@ def _program_limits(trained: Trained, found: dict, programs: tuple[str, ...]) ->
     if not programs:
         return ''
     height, width, _ = trained.image_shape
+    model = trained.config.model
+    fixed = model.head == 'fc' or any(row.local for row in model.blocks.values())
+    other = '' if fixed else '; with the package, any size'
     size = (
-        f'* `model.stablehlo` takes images of {height}x{width} only; with the package, any size.\n'
+        f'* `model.stablehlo` takes images of {height}x{width} only{other}.\n'
         if 'model.stablehlo' in programs
         else ''
     )
@@ -226,9 +242,12 @@ def _origin(trained: Trained, found: dict) -> str:
     return f'step {trained.step:,} of a run ({status}){epochs}, on {kind}{minutes}'
 
 
-def _license(found: dict) -> str:
+def _license(config: ConfigDict, found: dict) -> str:
     if found['status'] == 'imported':
         return "code Apache-2.0; the weights are the paper's authors'"
+    if config.init.weights:
+        source = pathlib.PurePath(config.init.weights).name
+        return f"code Apache-2.0; the weights were fine-tuned from '{source}', whose terms apply"
     return "Apache-2.0 (code and weights; the training images have their own publishers' terms)"
 
 
@@ -240,4 +259,5 @@ def _shorten(names: tuple[str, ...], most: int = 10) -> str:
 def _settings(trained: Trained) -> str:
     where = ('data.dir', 'devices', 'checkpoint.every', 'checkpoint.keep')
     flat = flatten(trained.config)
+    flat['init.weights'] = pathlib.PurePath(flat['init.weights']).name  # no path of this machine
     return '\n'.join(f'{k} = {v!r}' for k, v in flat.items() if k not in where)

@@ -16,7 +16,7 @@ from nin_jax.data.pipeline import open_source
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from nin_jax.files import read_json
-from nin_jax.models.factory import abstract_model
+from nin_jax.models.factory import abstract_model, check_sizes
 from nin_jax.models.features import features
 from nin_jax.models.nin import apply
 from nin_jax.models.summary import layer_table
@@ -70,7 +70,7 @@ class Trained:
         Raises:
           DataError: the images are not uint8 (N, H, W, C) with the network's number of channels.
           ConfigError: the network has a fully connected head or local filters, and the
-            images have a different size.
+            images have a different size; or they are too small for its strides.
         """
         self._check(images_NHWC)
         starts = range(0, len(images_NHWC), chunk)
@@ -84,13 +84,13 @@ class Trained:
         return np.concatenate(logits), np.concatenate(maps).astype(np.float32, copy=False)
 
     def features(
-        self, images_NHWC: np.ndarray, layers: tuple[str, ...] = (), chunk: int = 250
+        self, images_NHWC: np.ndarray, layers: str | tuple[str, ...] = (), chunk: int = 250
     ) -> dict[str, np.ndarray]:
         """Computes the outputs of layers.
 
         Args:
           images_NHWC: uint8, all of the same size.
-          layers: names as in `nin_jax.models.features`; () for all.
+          layers: one name or several, as in `nin_jax.models.features`; () for all.
           chunk: number of images per dispatch.
 
         Returns:
@@ -101,6 +101,7 @@ class Trained:
           ConfigError: the network has no such layer.
         """
         self._check(images_NHWC)
+        layers = (layers,) if isinstance(layers, str) else layers
         parts = [
             jax.device_get(
                 _features(
@@ -125,6 +126,7 @@ class Trained:
             raise DataError(
                 f'images {dtype} {shape}: must be uint8 (N, H, W, {channels}), pixels from 0 to 255'
             )
+        check_sizes(self.config, shape[1:3])
 
 
 @partial(jax.jit, static_argnames=('model', 'layers'))

@@ -128,8 +128,8 @@ def confusion_matrix(counts_KK: np.ndarray, class_names: Sequence[str]) -> Image
     axes.imshow(shade_KK, map_, vmin=-1, vmax=1)
     size = 9 if n <= 20 else 7
     rows = [f'{name}  {1 - share_KK[k, k]:.1%}' for k, name in enumerate(class_names)]
-    axes.set_yticks(range(n), rows, size=size)
-    axes.set_xticks(range(n), list(class_names), size=size, rotation=90)
+    axes.set_yticks(range(n), rows, size=size, parse_math=False)
+    axes.set_xticks(range(n), list(class_names), size=size, rotation=90, parse_math=False)
     axes.xaxis.tick_top()
     axes.set_xlabel('predicted')
     axes.set_ylabel('true class and its error')

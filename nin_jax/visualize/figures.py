@@ -241,6 +241,11 @@ def predict(trained: Trained, picture_HWC: np.ndarray) -> Prediction:
 def heat_map(trained: Trained, found: Prediction) -> Image.Image:
     """Draws the square beside the class activation map of the most probable class."""
     (name, probability), k = found.ranking()[0], found.order_K[0]
-    heat = _heat_tile(trained, found.square_HWC, found.maps_HWK[..., k], DENSE, RIGHT)
-    image = Tile(drawing.enlarge(found.square_HWC, DENSE))
+    height, width, _ = trained.image_shape
+    square_HWC = found.square_HWC
+    if height != width:  # in the proportions of the training images, as the maps
+        scale = len(square_HWC) / max(height, width)
+        square_HWC = images.resize(square_HWC, (round(height * scale), round(width * scale)))
+    heat = _heat_tile(trained, square_HWC, found.maps_HWK[..., k], DENSE, RIGHT)
+    image = Tile(drawing.enlarge(square_HWC, DENSE))
     return drawing.sheet([image, Tile(heat, (f'{name} {probability:.1%}',))], 2)

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -214,6 +215,17 @@ def test_a_tar_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archives_lib, 'MAX_UNPACKED_BYTES', 1 << 20)
     path = write_tar(tmp_path / 'cifar-10-binary.tar.gz', {'zeros': bytes(2 << 20)})
     with pytest.raises(DataError, match='unpacks to more than 1,048,576 bytes'):
+        archives_lib.check(path)
+
+
+@pytest.mark.skipif(not shutil.which('tar'), reason='needs tar')
+def test_a_sparse_tar_is_refused(tmp_path):
+    with (tmp_path / 'zeros').open('wb') as file:
+        file.truncate(1 << 30)
+    path = tmp_path / 'cifar-10-binary.tar.gz'
+    subprocess.run(['tar', '-czSf', path, '-C', tmp_path, 'zeros'], check=True)
+    assert path.stat().st_size < 1 << 10
+    with pytest.raises(DataError, match='unpacks to more than'):
         archives_lib.check(path)
 
 

@@ -183,6 +183,35 @@ def test_maps_follow_the_focus_and_the_layers_are_shown(page, tmp_path):
 
 
 @pytest.mark.browser
+def test_a_pinned_map_goes_with_its_picture_or_a_second_press(page, tmp_path):
+    with np.load(ROOT / 'nin_jax/data/assets/mnist_subset.npz') as file:
+        for i in range(2):
+            Image.fromarray(file['test_images'][i, ..., 0]).save(tmp_path / f'{i}.png')
+    page.set_input_files('#file', tmp_path / '0.png')
+    answer(page)
+    button = page.locator('#classes button').nth(1)
+    button.click()
+    page.mouse.move(0, 0)
+    assert page.is_visible('#heat')
+    page.set_input_files('#file', tmp_path / '1.png')
+    answer(page)
+    assert page.is_hidden('#heat') and page.locator('[aria-pressed=true]').count() == 0
+    button.click()
+    assert page.is_visible('#heat')
+    button.click()
+    assert page.is_hidden('#heat')
+
+
+@pytest.mark.browser
+def test_a_page_opened_from_the_disk_says_what_to_do(browser):
+    page = browser.new_page()
+    page.goto((demo.PAGE / 'index.html').as_uri())
+    assert 'python -m http.server' in page.inner_text('#error')
+    assert page.inner_text('#about') == ''
+    page.close()
+
+
+@pytest.mark.browser
 def test_the_whole_picture_gets_a_larger_map(page, tmp_path):
     Image.effect_noise((300, 200), 50).save(tmp_path / 'noise.png')
     page.set_input_files('#file', tmp_path / 'noise.png')

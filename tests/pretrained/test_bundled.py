@@ -1,5 +1,7 @@
 """Networks that come with the package: small releases, opened by name."""
 
+import dataclasses
+import json
 import shutil
 import stat
 import subprocess
@@ -13,9 +15,9 @@ from safetensors.numpy import load_file
 
 import nin_jax
 from experiments import export
-from nin_jax.errors import CheckpointError, DataError, UserError
+from nin_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from nin_jax.files import read_json
-from nin_jax.pretrained import bundled
+from nin_jax.pretrained import bundled, model_card
 from nin_jax.pretrained.trained import load_run
 from tests.helpers import run_main, run_module
 
@@ -156,3 +158,26 @@ def test_images_that_are_not_uint8_of_its_channels_are_refused(small, given):
     for compute in (network, network.features):
         with pytest.raises(DataError, match=r'uint8 \(N, H, W, 1\)'):
             compute(given)
+
+
+def test_the_card_of_a_fine_tuned_network_names_its_source_but_no_path():
+    network = nin_jax.load('mnist')
+    config = network.config.copy_and_resolve_references()
+    config.init.weights = '/home/me/runs/authors'
+    found = json.loads((bundled.WEIGHTS / 'mnist' / 'config.json').read_text())['provenance']
+    card = model_card.text(dataclasses.replace(network, config=config), found)
+    assert "fine-tuned from 'authors', whose terms apply" in card and '/home/me' not in card
+
+
+def test_images_that_are_too_small_for_the_strides_are_refused():
+    network = nin_jax.load('mnist')
+    config = network.config.copy_and_resolve_references()
+    config.model.blocks.mlpconv1.kernel, config.model.blocks.mlpconv1.stride = 11, 4
+    strided = dataclasses.replace(network, config=config)
+    with pytest.raises(ConfigError, match='8x40'):
+        strided(np.zeros((1, 8, 40, 1), np.uint8))
+
+
+def test_one_layer_can_be_named_alone():
+    network, images = nin_jax.load('mnist'), np.zeros((2, 28, 28, 1), np.uint8)
+    assert list(network.features(images, 'conv1')) == ['conv1']

@@ -207,6 +207,7 @@ def test_matrix_and_kernels_take_any_number():
     for n in (2, 10, 100):
         counts = np.eye(n, dtype=int)
         assert drawing.confusion_matrix(counts, [f'class {k}' for k in range(n)]).width > n * 10
+    drawing.confusion_matrix(np.eye(2, dtype=int), [r'$\foo$', 'a$b$'])  # not a formula
     for channels in (1, 2, 3):
         kernels = np.random.default_rng(0).normal(size=(5, 5, channels, 7))
         assert drawing.kernels(kernels).height > 40

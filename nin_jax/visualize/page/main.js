@@ -16,7 +16,7 @@ let network; // from load()
 let stream = null; // of the camera
 let latest = 0; // number of the newest question: older answers are not shown
 let layersAsked = 0; // number of the newest request for a layer's maps
-let cameras = 0; // number of the newest request for the camera: older streams are stopped
+let cameras = 0; // number of the newest source: older streams and files are dropped
 
 // ---- questions ---------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ async function compute(input, names, isStale) {
 async function setImage(image, { drawing = false, quiet = false } = {}) {
   state.image = image;
   state.drawing = drawing;
-  state.pinned = null;
+  if (!quiet) state.pinned = state.shown = null; // the camera keeps the class
   fail('');
   await ask({ quiet });
 }
@@ -132,7 +132,7 @@ function classRow() {
   }
   button.addEventListener('click', () => {
     state.pinned = state.pinned === mine() ? null : mine();
-    showMap(mine());
+    showMap(state.pinned); // on touch, no pointerleave follows
   });
   return row;
 }
@@ -182,14 +182,16 @@ function drawMaps() {
 
 async function takeFile(file) {
   stopCamera();
+  const mine = cameras; // a newer choice raises it
   let image;
   try {
     image = await decode(file);
   } catch {
-    fail(`“${file.name || 'That'}” is not a picture that this browser can read: choose a PNG, JPEG, `
+    if (mine === cameras) fail(`“${file.name || 'That'}” is not a picture that this browser can read: choose a PNG, JPEG, `
       + 'WebP or GIF file.');
     return;
   }
+  if (mine !== cameras) return;
   showDrawing(false);
   await setImage(image);
 }
@@ -243,6 +245,7 @@ function reset() {
   Object.assign(state, { image: null, answer: null, shown: null, pinned: null });
   $('classes').replaceChildren();
   $('treatment').textContent = $('status').textContent = '';
+  $('classes-hint').textContent = 'The answers appear here.';
   $('seen').hidden = $('modes').hidden = $('layers').hidden = true;
 }
 
@@ -257,6 +260,7 @@ function showDrawing(on) {
     $('hint').hidden = true;
     reset();
     fail('');
+    paper?.clear();
     paper ??= drawable($('paper'), $('pen'), () => setImage(
       fromDrawable($('paper'), $('paper').width, $('paper').height), { drawing: true }));
     $('paper').focus();

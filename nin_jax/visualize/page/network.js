@@ -2,11 +2,9 @@
 
 /** Loads settings, runtime and network; throws an Error whose message is one sentence. */
 export async function load() {
-  if (location.protocol === 'file:') {
-    throw new Error('A browser does not let a page opened from the disk read its network: run '
-      + '"python -m http.server" in its folder, and open http://localhost:8000.');
-  }
-  const settings = await (await get('network.json')).json();
+  const settings = await (await get('network.json')).json().catch(() => {
+    throw new Error(missing('network.json')); // some servers answer with another page
+  });
   let ort;
   try {
     ort = await import(new URL('ort.wasm.min.mjs', new URL(settings.runtime, location.href)).href);
@@ -29,10 +27,12 @@ export async function load() {
 async function get(path) {
   const response = await fetch(path).catch(() => null);
   if (!response?.ok) {
-    throw new Error(`${path} is missing beside this page: write the page again.`);
+    throw new Error(missing(path));
   }
   return response;
 }
+
+const missing = (path) => `${path} is missing beside this page: write the page again.`;
 
 async function run(ort, session, image, names) {
   const { width, height, channels, data } = image;

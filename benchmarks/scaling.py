@@ -168,7 +168,7 @@ def loop(network: str, batch_size: int, images: int, repeats: int, devices: int)
         },
     )
     total, steps = run.plan.total_steps, run.plan.steps_per_call
-    compiled = training.Calls(run, run.init_state(0), Stopwatch()).program(steps, run.plan.stage(0))
+    compiled = training.Calls(run, 0, Stopwatch()).program(steps, run.plan.stage(0))
 
     def bare() -> float:
         state = run.init_state(0)

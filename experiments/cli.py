@@ -92,7 +92,7 @@ def flags_of_runs(words: Sequence[str]) -> list[str]:
     """
     for word in words:
         if not re.match(r'--config\.[^=]+=', word):
-            raise UserError(f"'{word}': write the flags of the runs as --config.KEY=VALUE")
+            raise UserError(f"unexpected argument '{word}': flags of runs are --config.KEY=VALUE")
     return list(words)
 
 

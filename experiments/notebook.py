@@ -12,18 +12,10 @@ import json
 import pathlib
 import re
 
-from absl import flags
-
 from experiments import cli
 from nin_jax.errors import UserError
 
-GUIDE = flags.DEFINE_string('guide', 'docs/guide.md', 'The Markdown file to read.')
-OUT = flags.DEFINE_string(
-    'out',
-    None,
-    'The notebook to write; the guide with .ipynb by default.',
-    allow_override=True,  # a process may import another entry point too
-)
+GUIDE = pathlib.Path('docs/guide.md')
 
 SETUP = """\
 import os
@@ -40,12 +32,10 @@ if not os.path.isdir('experiments'):
 
 def main(argv: list[str]) -> int:
     cli.no_arguments(argv)
-    guide = pathlib.Path(GUIDE.value)
-    if not guide.is_file():
-        raise UserError(f"'{guide}' is missing: run this from the project's folder")
-    out = pathlib.Path(OUT.value) if OUT.value else guide.with_suffix('.ipynb')
-    text = notebook(guide.read_text(encoding='utf-8'), guide.parent)
-    out.write_text(text, encoding='utf-8')
+    if not GUIDE.is_file():
+        raise UserError(f"'{GUIDE}' is missing: run this from the project's folder")
+    out = GUIDE.with_suffix('.ipynb')
+    out.write_text(notebook(GUIDE.read_text(encoding='utf-8'), GUIDE.parent), encoding='utf-8')
     print(out)
     return 0
 

@@ -19,6 +19,8 @@ import sys
 
 from experiments import cli
 from launch import seeds
+from nin_jax.files import read_json
+from nin_jax.runs.display import duration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +137,10 @@ def print_plan(chosen: list[Experiment], workdir: pathlib.Path, flags: list[str]
         for seed in range(e.seeds):
             state, step = state_of(workdir / e.name / f'seed{seed}')
             total += 0.0 if state == 'done' else flops * (1 - step / steps)
-            took = clock(flops / flops_per_s)
+            took = duration(flops / flops_per_s)
             print(f'{f"{e.name}/seed{seed}":28}{images:>12,}{flops / 1e15:8.2f}{took:>12}  {state}')
     print(
-        f'{total / 1e15:.2f} PFLOP remaining, about {clock(total / flops_per_s)} of training at '
+        f'{total / 1e15:.2f} PFLOP remaining, about {duration(total / flops_per_s)} of training at '
         f'the measured {flops_per_s / 1e9:,.0f} GFLOP/s, plus evaluation and compilation'
     )
     return 0
@@ -152,21 +154,12 @@ def is_done(e: Experiment, workdir: pathlib.Path) -> bool:
 
 def state_of(folder: pathlib.Path) -> tuple[str, int]:
     """Returns 'new', 'done', 'diverged' or 'at step N', and the newest checkpoint's step."""
-    from nin_jax.files import read_json
-
     steps = [int(p.name) for p in folder.glob('checkpoints/*') if p.name.isdecimal()]
     newest, path = max(steps, default=0), folder / 'summary.json'
     status = read_json(path)['status'] if path.exists() else ''
     if status in ('done', 'diverged'):
         return status, newest
     return f'at step {newest:,}' if newest else 'new', newest
-
-
-def clock(seconds: float) -> str:
-    """Formats seconds as '12:05' or '1:02:03'."""
-    from nin_jax.runs.display import duration
-
-    return duration(seconds)
 
 
 if __name__ == '__main__':

@@ -137,7 +137,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike, step: int | None) -
         trainer = make_trainer(config, load_data(config), fitted)
         state, _ = restore_run(folder, trainer.state_shapes(), saved, fitted, step)
     clock, n = Stopwatch(), len(trainer.eval)
-    programs = loop.eval_programs(trainer, loop.shapes(state), clock)
+    programs = loop.eval_programs(trainer, clock)
     print(f'evaluating {n:,} images ...', flush=True)
     loss, errors, *_ = loop.evaluate_split(trainer, state.weights, programs, clock)
     print(
@@ -154,13 +154,12 @@ def dry_run(config: ConfigDict) -> int:
     clock = Stopwatch()
     data = load_data(config)
     trainer = make_trainer(config, data, fit_preprocess(config, data.train))
-    state, plan = trainer.init_state(0), trainer.plan
-    calls = loop.Calls(trainer, state, clock)
+    plan, calls = trainer.plan, loop.Calls(trainer, 0, clock)
     programs = {
         ', '.join(filter(None, ['training', str(stage)])): calls.program(plan.steps_per_call, stage)
         for stage, _, _ in plan.stages()
     }
-    programs['evaluation'], *_ = loop.eval_programs(trainer, loop.shapes(state), clock).values()
+    programs['evaluation'], *_ = loop.eval_programs(trainer, clock).values()
     for name, program in programs.items():
         memory: Any = program.memory_analysis()
         print(

@@ -85,6 +85,11 @@ def memory_bytes(device: Any) -> int:
     return (device.memory_stats() or {}).get('bytes_limit', machine)
 
 
+def shapes(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Returns the shapes and dtypes of a tree of arrays, with a sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
 def use_compilation_cache() -> None:
     """Turns on JAX's persistent compilation cache (JAX_COMPILATION_CACHE_DIR or the user's)."""
     folder = os.environ.get('JAX_COMPILATION_CACHE_DIR') or str(user_cache() / 'xla')

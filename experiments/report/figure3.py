@@ -28,7 +28,7 @@ def kind(g: Group) -> str:
 def caption(groups: list[Group]) -> str:
     """Returns the caption of Figure 3, which lists its lines."""
     lines = [
-        f'{run["name"]} ({FIGURE3_CONFIGS[g.config or ""]}, {g.length}'
+        f'{run["name"]} ({kind(g)}, {g.length}'
         + ''.join(f', {k}={json.dumps(v)}' for k, v in training_changes(g).items())
         + ')'
         for g in in_figure3(groups)
@@ -46,7 +46,7 @@ def figure3_differences(groups: list[Group]) -> str:
             # An epoch is not a whole number of batches, and evaluations are between calls.
             ours = {round(e): row for e, *row in run['epochs'] if abs(e - round(e)) < 0.35}
             for part, column in (('training', 1), ('test', 3)):
-                paper = FIGURE3[f'{part}, {FIGURE3_CONFIGS[g.config or ""]}']
+                paper = FIGURE3[f'{part}, {kind(g)}']
                 pairs = [
                     f'{epoch}: {100 * (ours[epoch][column] - error):+.1f}'
                     for epoch, error in zip(FIGURE3_EPOCHS, paper, strict=True)

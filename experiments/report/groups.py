@@ -6,11 +6,10 @@ Other differences are listed beside its result.
 
 import dataclasses
 import json
-import re
 import statistics
 
 from experiments.report.records import RunError
-from nin_jax.config import FREE_TO_CHANGE, default_config, flatten
+from nin_jax.runs import workdir
 
 # Keys that identify the experiment, except those in TRAINING and the initialization.
 IDENTITY = ('data.', 'preprocess.', 'augment.', 'model.', 'init.')
@@ -30,22 +29,17 @@ TRAINING = (
 )
 
 
-# Keys that do not change the result, or that the report states separately.
-IRRELEVANT = (*FREE_TO_CHANGE, 'seed', 'eval.every', 'train.steps_per_call', 'train.microbatch')
+# Keys besides FREE_TO_CHANGE that do not change the result, or that the report states separately.
+IRRELEVANT = ('seed', 'eval.every', 'train.steps_per_call', 'train.microbatch')
 
 
 def differences(config: dict, reference: dict) -> dict[str, object]:
-    """Returns the relevant keys and values of `config` that differ from `reference`.
+    """Returns the relevant keys and values of `config` that differ from `reference`, sorted.
 
     A key that `config` lacks, because the run is older than the key, has its default value.
     """
-    defaults = flatten(default_config())
-    config = {k: defaults.get(re.sub(r'mlpconv\d+', 'mlpconv1', k)) for k in reference} | config
-    return {
-        k: config.get(k)
-        for k in sorted({*config, *reference})
-        if config.get(k) != reference.get(k) and not is_irrelevant(k, config)
-    }
+    found = workdir.differences(config, reference)
+    return {key: found[key][0] for key in sorted(found) if not is_irrelevant(key, config)}
 
 
 def is_irrelevant(key: str, config: dict) -> bool:

@@ -19,13 +19,13 @@ from ml_collections import ConfigDict
 
 from launch.cost import flops_of_stages, flops_per_image
 from launch.preflight.chips import TPUS, Chip, measured_chip, tpu_slice
-from launch.preflight.gpus import GPUS, Launches, dump_options, gpu_hosts, step_launches
+from launch.preflight.gpus import GPUS, Launches, gpu_hosts, step_launches
 from launch.preflight.hlo import step_costs, step_cycles, step_products
 from nin_jax.data import catalog
 from nin_jax.data.batches import Batch, Examples
 from nin_jax.data.catalog import lookup
 from nin_jax.data.preprocess import PRECOMPUTED, Preprocess
-from nin_jax.devices import is_cpu, make_mesh, replicated
+from nin_jax.devices import is_cpu, make_mesh, replicated, shapes
 from nin_jax.errors import UserError
 from nin_jax.models.factory import fc_classes, layer_blocks
 from nin_jax.models.summary import layer_table
@@ -126,12 +126,12 @@ def report(config: ConfigDict, topology: str) -> Report:
             jax.eval_shape(init_state, 0),
             abstract_batches(config, setup, plan)
             if streamed
-            else on(everywhere, abstract_examples(config, images)),
+            else shapes(abstract_examples(config, images), everywhere),
             abstract_preprocess(config),
             setup,
             plan.steps_per_call,
             everywhere,
-            dump_options(folder) if on_gpu else {},
+            {'xla_dump_to': folder} if on_gpu else {},
         )
         launches = step_launches(folder, plan.steps_per_call, pieces)
     compile_s = time.perf_counter() - start
@@ -211,7 +211,7 @@ def compile_steps(
     options: dict[str, Any],
 ):
     """Compiles the training program for these shapes on the mesh of `sharding`."""
-    state, preprocess = on(sharding, (state, preprocess))
+    state, preprocess = shapes((state, preprocess), sharding)
     lowered = train_steps.lower(state, inputs, preprocess, setup=setup, num_steps=num_steps)
     try:
         return lowered.compile(compiler_options=options)
@@ -228,11 +228,6 @@ class DoesNotFit(UserError):
     exit_status = 1
 
 
-def on(sharding: NamedSharding, tree):
-    """Returns the shapes of a tree, with a sharding."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-
 def abstract_examples(config: ConfigDict, images: int) -> Examples:
     """Returns the shapes of a split on the device; whitened images are float32."""
     shape = lookup(config.data.name).image_shape
@@ -246,33 +241,29 @@ def abstract_batches(config: ConfigDict, setup: Setup, plan: Plan) -> Batch:
     """Returns the shapes of the batches that a stream transfers for one call."""
     one = abstract_examples(config, config.train.batch_size)
     sharding = NamedSharding(setup.mesh, PartitionSpec(None, 'data'))
-    return on(
-        sharding,
-        Batch(
-            *(
-                jax.ShapeDtypeStruct((plan.steps_per_call, *part.shape), part.dtype)
-                for part in (one.images, one.labels, one.labels)
-            )
-        ),
+    parts = (
+        jax.ShapeDtypeStruct((plan.steps_per_call, *part.shape), part.dtype)
+        for part in (one.images, one.labels, one.labels)
     )
+    return shapes(Batch(*parts), sharding)
 
 
 def abstract_preprocess(config: ConfigDict) -> Preprocess:
     """Returns the preprocessing of a run, with shapes instead of arrays."""
     shape, recipe = lookup(config.data.name).image_shape, config.preprocess.recipe
-    size, channels = math.prod(shape), shape[-1]
-    shapes = {
+    pixels, channels = math.prod(shape), shape[-1]
+    sizes = {
         'mean': {'mean_HWC': (1, 1, channels)},
-        'gcn_zca': {'mean_HWC': shape, 'whiten_DD': (size, size)},
+        'gcn_zca': {'mean_HWC': shape, 'whiten_DD': (pixels, pixels)},
         'patch_zca': {'kernel_HWIO': (5, 5, channels, channels)},
     }.get(recipe, {})
-    arrays: Any = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
+    arrays: Any = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in sizes.items()}
     gcn_scale = float(config.preprocess.gcn_scale) if recipe == 'gcn_zca' else 55.0
     return Preprocess(recipe, gcn_scale, **arrays)
 
 
 def resident_bytes(tree: Any, sharding: NamedSharding) -> int:
     """Returns the bytes per chip of arrays in the compiler's padded layout."""
-    nothing = jax.jit(lambda _: 0, keep_unused=True).lower(on(sharding, tree)).compile()
+    nothing = jax.jit(lambda _: 0, keep_unused=True).lower(shapes(tree, sharding)).compile()
     memory: Any = nothing.memory_analysis()
     return memory.argument_size_in_bytes

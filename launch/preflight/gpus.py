@@ -9,7 +9,6 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import re
-from typing import Any
 
 from jax.experimental import topologies
 from jax.sharding import Mesh
@@ -196,13 +195,8 @@ class Launches:
     graphs: int = 0
 
 
-def dump_options(folder: str) -> dict[str, Any]:
-    """Returns the compiler options that write the program's launches to a folder."""
-    return {'xla_dump_to': folder}
-
-
 def step_launches(folder: str, num_steps: int, pieces: int = 1) -> Launches | None:
-    """Counts the launches of a step in what `dump_options` wrote; None if there is no such file."""
+    """Counts the launches of a step in what the compiler dumped to `folder`; None if nothing."""
     paths = sorted(pathlib.Path(folder).glob('*train_steps*thunk_sequence_after_thunk_passes.txt'))
     return count_launches(paths[0].read_text(), num_steps, pieces) if paths else None
 

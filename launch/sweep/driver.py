@@ -26,6 +26,7 @@ from launch.processes import ProcessGroup
 from launch.sweep import attempts, folder, points
 from launch.sweep import study as studies
 from launch.sweep.flags import SECRETS
+from nin_jax.runs.metrics import read_lines
 
 RESUME_ME, MISTAKE = os.EX_TEMPFAIL, 2  # exit statuses of a run, and of the sweep
 POLL_S = 0.2
@@ -162,7 +163,8 @@ class Driver:
         where = self.args.workdir / f'trial-{number}'
         where.mkdir(parents=True, exist_ok=True)
         lock = open(where / '.trial.lock', 'a')  # noqa: SIM115
-        run = worker.run = Run(trial, number, where, lock, folder.step(folder.lines(where)))
+        reached = folder.step(read_lines(where / 'metrics.jsonl'))
+        run = worker.run = Run(trial, number, where, lock, reached)
         self.retry(trial.set_user_attr, 'reached', run.reached)
         if reason := self.retry(self.queue.hopeless, number, self.args.retries):
             words, end = f'given up: {reason}; log in {where}/log.txt', attempts.GIVEN_UP
@@ -208,7 +210,7 @@ class Driver:
 
     def report(self, run: Run) -> bool:
         """Reports progress and new evaluations to Optuna; returns whether there were any."""
-        metrics = folder.lines(run.folder)
+        metrics = read_lines(run.folder / 'metrics.jsonl')
         new = {k: v for k, v in folder.evaluations(metrics).items() if k not in run.reported}
         if (reached := folder.step(metrics)) > run.reached and not run.taken:
             run.reached = reached

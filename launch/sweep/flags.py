@@ -71,12 +71,8 @@ def parse(argv: Sequence[str], description: str | None) -> tuple[argparse.Namesp
     for name, least in dict(grace=2, retries=0, workers=1, devices_per_trial=1, patience=0).items():
         if (value := getattr(args, name)) is not None and value < least:
             raise UserError(f'--{name}={value}: must be {least} or more')
-    overrides = {}
-    for word in others:
-        if not (match := re.fullmatch(r'--config\.([^=]+)=(.*)', word)):
-            raise UserError(f"unexpected argument '{word}': config keys are --config.key=value")
-        overrides[match[1]] = match[2]
-    return args, overrides
+    words = [word.removeprefix('--config.') for word in cli.flags_of_runs(others)]
+    return args, dict(word.split('=', 1) for word in words)
 
 
 def add_study_flags(parser: argparse.ArgumentParser) -> None:
@@ -91,8 +87,6 @@ def add_study_flags(parser: argparse.ArgumentParser) -> None:
 def settle_study_flags(args: argparse.Namespace) -> None:
     """Resolves --workdir to a path and --storage to a Storage; sets `where` to their flags."""
     workdir = args.workdir or f'runs/sweeps/{args.study}'
-    if '://' in workdir:
-        raise UserError(f"--workdir='{workdir}': must be a folder on a file system, not a URL")
     cli.local(workdir)
     url, known = args.storage, os.environ.get(STORAGE, '')
     if not url or url == Storage(known).shown:  # the variable may add the password

@@ -2,26 +2,11 @@
 
 import contextlib
 import fcntl
-import json
 import pathlib
 from typing import IO
 
 from nin_jax.errors import CheckpointError
 from nin_jax.files import read_json
-
-KEYS = ('kind', 'attempt', 'step', 'epoch', 'error')
-
-
-def lines(folder: pathlib.Path) -> list[dict]:
-    """Returns the run's metrics so far."""
-    found = []
-    path = folder / 'metrics.jsonl'
-    with contextlib.suppress(FileNotFoundError), open(path, errors='replace') as f:
-        for text in f:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # an incomplete last line
-                line = json.loads(text)
-                found.append({key: line[key] for key in KEYS})
-    return found
 
 
 def evaluations(metrics: list[dict]) -> dict[int, float]:

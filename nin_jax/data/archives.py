@@ -98,7 +98,6 @@ def fetch(
     sha256: str,
     size: int,
     *,
-    connect_s: float = 2.5,
     read_s: float = 20.0,
     pause_s: float = 0.5,
 ) -> None:
@@ -111,7 +110,6 @@ def fetch(
       path: file to write.
       sha256: SHA-256 of the official file, in hex.
       size: bytes of the official file.
-      connect_s: timeout for the connection, in seconds.
       read_s: timeout for each answer, in seconds.
       pause_s: seconds before the second attempt.
 
@@ -125,7 +123,7 @@ def fetch(
     try:
         for attempt in range(1, TRIES + 1):
             try:  # urllib3's Retry would not cover a connection that breaks in the middle of a file
-                _stream(url, temporary, size, (connect_s, read_s))
+                _stream(url, temporary, size, (2.5, read_s))  # seconds to connect, to answer
                 break
             except requests.RequestException as error:
                 status = getattr(error.response, 'status_code', None)

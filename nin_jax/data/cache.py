@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nin_jax.errors import DataError, UserError, status_of
-from nin_jax.files import LockedError, file_sha256, lock, verify_checksum, with_checksum
+from nin_jax.files import LockedError, file_sha256, lock, verify_checksum, write_json
 
 if TYPE_CHECKING:
     from nin_jax.data.catalog import Dataset
@@ -147,7 +147,7 @@ def _record(name: str, dataset: Dataset, root: Path) -> Path:
 def record_files(name: str, dataset: Dataset, root: Path, folder: Path) -> None:
     """Records the SHA-256 of every file of a prepared TFDS folder."""
     digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-    _record(name, dataset, root).write_text(json.dumps(with_checksum(digests), indent=2) + '\n')
+    write_json(_record(name, dataset, root), digests)
 
 
 def _check_files(name: str, dataset: Dataset, root: Path) -> None:
@@ -201,7 +201,7 @@ def _build(name: str, dataset: Dataset, root: Path, folder: Path, source: Path) 
             'sha256': {path.name: file_sha256(path) for path in sorted(temporary.glob('*.npy'))},
             'made_from': file_sha256(source),
         }
-        (temporary / 'index.json').write_text(json.dumps(with_checksum(index), indent=2) + '\n')
+        write_json(temporary / 'index.json', index)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:

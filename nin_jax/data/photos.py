@@ -95,7 +95,7 @@ class Photos:
     """A split on disk, as a `sources.Source`; `len` is its number of images.
 
     Attributes:
-      dataset: published facts: sizes and mean color.
+      dataset: published facts: sizes.
       pieces: records, each with its rows that belong to the split.
       class_names: names of the classes, in label order.
     """
@@ -118,10 +118,6 @@ class Photos:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.dataset.image_shape
-
-    @property
-    def mean_color(self) -> np.ndarray:
-        return 255 * np.array(self.dataset.channel_means)
 
     def fingerprint(self) -> str:
         """Returns a digest of number and classes only; reading all images would take hours."""

@@ -15,7 +15,6 @@ class Source(Protocol):
       image_shape: (height, width, channels).
       dtype: dtype of the images: uint8, or float32 if they are preprocessed.
       in_memory: whether all images are in the host's memory.
-      mean_color: published mean of each channel, 0..255; None if it is not published.
     """
 
     @property
@@ -23,9 +22,6 @@ class Source(Protocol):
 
     @property
     def in_memory(self) -> bool: ...
-
-    @property
-    def mean_color(self) -> np.ndarray | None: ...
 
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
@@ -75,10 +71,6 @@ class Arrays:
     @property
     def in_memory(self) -> bool:
         return True
-
-    @property
-    def mean_color(self) -> None:
-        return None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

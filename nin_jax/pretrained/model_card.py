@@ -42,7 +42,7 @@ def provenance(workdir: pathlib.Path, step: int) -> dict:
 
 
 def _error_at(path: pathlib.Path, step: int, attempt: int) -> float | None:
-    for line in read_lines(path) if path.exists() else []:
+    for line in read_lines(path):
         if (line['kind'], line['step'], line['attempt']) == ('eval', step, attempt):
             return line['error']
     return None
@@ -111,7 +111,7 @@ logits_NK = network(images_NHWC)  # uint8 (N, {height}, {width}, {channels})
 
 `nin_jax.load` checks the SHA-256 of `model.safetensors` against `config.json`; `.score` also
 returns the class maps.
-{_programs(trained, programs)}
+{_programs(programs)}
 `model.safetensors` holds the weights for everything else: `conv1.kernel` is (height, width, in,
 out), `conv1.bias` (out), then `cccp1`, ..., `conv2`, ... in the authors' names. Preprocess
 pixels by the recipe `{trained.preprocess.recipe}` of `nin_jax/data/preprocess.py`; its arrays, if
@@ -160,7 +160,7 @@ def _activations(config: ConfigDict) -> str:
     return '\n'.join(('\n', *lines)) if lines else ''
 
 
-def _programs(trained: Trained, programs: tuple[str, ...]) -> str:
+def _programs(programs: tuple[str, ...]) -> str:
     """Describes how to run each program without this package."""
     words = ''
     if 'model.stablehlo' in programs:

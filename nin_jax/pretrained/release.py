@@ -35,7 +35,6 @@ from nin_jax.version import __version__
 
 FORMAT = 'nin_jax release 1'
 WEIGHTS, PROGRAM, ONNX = 'model.safetensors', 'model.stablehlo', 'model.onnx'
-DTYPES = ('float32', 'float16')  # of the stored kernels
 PREPROCESS = 'preprocess.'  # prefix of its arrays among the weights
 
 
@@ -46,7 +45,7 @@ def check_new(folder: pathlib.Path) -> None:
 
 
 def round_kernels(trained: Trained, dtype: str) -> Trained:
-    """Returns the network with its kernels rounded to `dtype`, one of DTYPES.
+    """Returns the network with its kernels rounded to `dtype`, 'float32' or 'float16'.
 
     Biases, running averages and the preprocessing are small and stay float32.
     """
@@ -75,7 +74,7 @@ def write(
       programs: {PROGRAM: result of `stablehlo.serialize`, ONNX: result of `onnx_graph.build`}, or
         only one of them, or none.
       provenance: the result of `model_card.provenance`, for config.json and the model card.
-      dtype: dtype of the stored kernels, one of DTYPES; `load` converts them to float32.
+      dtype: dtype of the stored kernels, 'float32' or 'float16'; `load` converts to float32.
 
     Raises:
       UserError: see `check_new`.

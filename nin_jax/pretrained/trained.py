@@ -180,7 +180,7 @@ def load_run(folder: pathlib.Path, step: int | None = None) -> Trained:
     config = read_config(flat, folder / CONFIG)
     config.devices = 1
     dataset, fitted = catalog.lookup(config.data.name), load_preprocess(folder)
-    shapes = state_shapes(config, dataset)
+    shapes = state_shapes(config)
     with quiet_absl():
         state, meta = restore_run(folder, shapes, flat, fitted, step)
     names = meta.get('class_names')  # version 0.1.0 did not record them

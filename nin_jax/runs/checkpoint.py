@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from nin_jax import distributed
+from nin_jax.devices import shapes
 from nin_jax.errors import CheckpointError, SaveError, one_line
 from nin_jax.files import verify_checksum, with_checksum
 
@@ -127,22 +128,15 @@ class Checkpoints:
         self.wait()
         # A copy, because the next step reuses the state's buffers.
         state = jax.tree.map(jnp.copy, state)
-        self._unsure = (
-            step,
-            dict(
-                metrics=None if error is None else {'error': error},
-                force=True,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(filled(state)),
-                    meta=ocp.args.JsonSave(with_checksum(meta | {'digest': digest(state)})),
-                ),
+        content: dict[str, Any] = dict(
+            metrics=None if error is None else {'error': error},
+            force=True,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(filled(state)),
+                meta=ocp.args.JsonSave(with_checksum(meta | {'digest': digest(state)})),
             ),
         )
-        self._start_saving()
-
-    def _start_saving(self) -> None:
-        assert self._unsure is not None
-        step, content = self._unsure
+        self._unsure = step, content
         try:
             self._manager.save(step, **content)
         except Exception as e:  # Orbax raises many types
@@ -224,9 +218,7 @@ class Checkpoints:
     def _read(self, step: int, template: Any) -> tuple[Any, dict]:
         """Reads a checkpoint to one device of this process, without waiting for other processes."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        template = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template
-        )
+        template = shapes(template, here)
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
         )

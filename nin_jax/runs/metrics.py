@@ -202,11 +202,12 @@ class Metrics:
 
 
 def read_lines(path: pathlib.Path) -> list[dict]:
-    """Returns the lines of metrics.jsonl, without a damaged or an incomplete one."""
+    """Returns the lines of metrics.jsonl that are whole; [] if there is no such file."""
     lines = []
-    for text in path.read_text(errors='replace').splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            lines.append(check_line(json.loads(text)))
+    with contextlib.suppress(FileNotFoundError), path.open(errors='replace') as file:
+        for text in file:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                lines.append(check_line(json.loads(text)))
     return lines
 
 

@@ -53,7 +53,7 @@ def run_attempt(
     plan, clock = trainer.plan, recorder.clock
     step, attempt = int(state.step), int(state.attempt)
     health = Health(trainer.config, len(trainer.class_names), recorder.saved_health)
-    calls, evaluator = Calls(trainer, state, clock), Evaluator(trainer, state, recorder, health)
+    calls, evaluator = Calls(trainer, attempt, clock), Evaluator(trainer, recorder, health)
     unread: list[tuple[int, dict]] = []  # metrics that the device may still be computing
     while step < plan.total_steps:
         start, step = step, step + plan.call_length(step)
@@ -93,9 +93,8 @@ def record_metrics(recorder: Recorder, health: Health, step: int, metrics: dict)
 class Calls:
     """Prepares calls of `train_steps`: their compiled programs and their inputs."""
 
-    def __init__(self, trainer: Trainer, state: TrainState, clock: Stopwatch):
-        self._trainer, self._clock = trainer, clock
-        self._attempt, self._state_shapes = int(state.attempt), shapes(state)
+    def __init__(self, trainer: Trainer, attempt: int, clock: Stopwatch):
+        self._trainer, self._attempt, self._clock = trainer, attempt, clock
         self._side: int | None = None
         self._feed: Callable[[int], Examples | Batch] | None = None
         self.program = functools.cache(self._compile)
@@ -116,7 +115,7 @@ class Calls:
         inputs = self._trainer.train(stage.side).feed_shapes(num_steps)
         with self._clock('compile'):
             return train_steps.lower(
-                self._state_shapes,
+                self._trainer.state_shapes(),
                 inputs,
                 self._trainer.preprocess,
                 setup=dataclasses.replace(self._trainer.setup, frozen=stage.frozen),
@@ -127,9 +126,8 @@ class Calls:
 class Evaluator:
     """Evaluates states on the evaluation split, records the results and returns top-1 errors."""
 
-    def __init__(self, trainer: Trainer, state: TrainState, recorder: Recorder, health: Health):
+    def __init__(self, trainer: Trainer, recorder: Recorder, health: Health):
         self._trainer, self._recorder, self._health = trainer, recorder, health
-        self._state_shapes = shapes(state)
 
     def __call__(self, state: TrainState) -> float:
         """Raises DivergedError, see `Health.check_evaluation`."""
@@ -148,7 +146,7 @@ class Evaluator:
 
     @functools.cached_property
     def _programs(self) -> dict[int, jax.stages.Compiled]:
-        return eval_programs(self._trainer, self._state_shapes, self._recorder.clock)
+        return eval_programs(self._trainer, self._recorder.clock)
 
     @functools.cached_property
     def _shown(self) -> Examples:
@@ -185,21 +183,13 @@ def evaluate_split(trainer: Trainer, weights: dict, programs: dict, clock: Stopw
     return Scores(loss / len(trainer.eval), errors, int(np.sum(is_zero_K)), bool(is_constant))
 
 
-def eval_programs(
-    trainer: Trainer, state_shapes: TrainState, clock: Stopwatch
-) -> dict[int, jax.stages.Compiled]:
+def eval_programs(trainer: Trainer, clock: Stopwatch) -> dict[int, jax.stages.Compiled]:
     """Compiles `evaluate` for each size of the evaluation split's parts, the largest first."""
+    weights = trainer.state_shapes().weights
     with clock('compile'):
         return {
             len(part): evaluate.lower(
-                state_shapes.weights, part, trainer.preprocess, setup=trainer.setup
+                weights, part, trainer.preprocess, setup=trainer.setup
             ).compile()
             for part in trainer.eval.part_shapes()
         }
-
-
-def shapes(state: TrainState) -> TrainState:
-    """Returns the shapes, dtypes and shardings of a state."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )

@@ -14,7 +14,6 @@ from nin_jax import distributed
 from nin_jax.data import catalog
 from nin_jax.data.augment import Augment
 from nin_jax.data.batches import DeviceSplit
-from nin_jax.data.catalog import Dataset
 from nin_jax.data.pipeline import Data, check_side, is_streamed, place_split, resize_source
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.devices import (
@@ -24,6 +23,7 @@ from nin_jax.devices import (
     local_mesh,
     make_mesh,
     replicated,
+    shapes,
 )
 from nin_jax.errors import ConfigError
 from nin_jax.models.factory import abstract_model, check_sizes, join, make_model, split_weights
@@ -68,7 +68,7 @@ class Trainer:
 
     def state_shapes(self) -> TrainState:
         """Returns the state's shapes, dtypes and shardings, to restore a checkpoint."""
-        return shapes_on(self.setup.mesh, self.init_state)
+        return shapes(jax.eval_shape(self.init_state, 0), replicated(self.setup.mesh))
 
 
 def make_trainer(
@@ -186,24 +186,16 @@ def make_setup(
     return setup, jax.jit(init_state, out_shardings=replicated(mesh))
 
 
-def state_shapes(config: ConfigDict, dataset: Dataset) -> TrainState:
-    """Returns the shapes of the state of a run on `dataset`, on one device, without its data.
+def state_shapes(config: ConfigDict) -> TrainState:
+    """Returns the shapes of the state of a run, on one device, without its data.
 
     They include the state of the optimizer, which a checkpoint's checksum covers.
     """
+    dataset, mesh = catalog.lookup(config.data.name), local_mesh()
     images = catalog.count(config.data.name, config.data.train, config.data.limit)
     plan = make_plan(config, images, short_calls=True)
-    mesh = local_mesh()
     _, init_state = make_setup(config, plan, mesh, dataset.image_shape, dataset.num_classes)
-    return shapes_on(mesh, init_state)
-
-
-def shapes_on(mesh: jax.sharding.Mesh, init_state: Callable[[int], TrainState]) -> TrainState:
-    """Returns the shapes and dtypes of a state, replicated over the mesh."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
-        jax.eval_shape(init_state, 0),
-    )
+    return shapes(jax.eval_shape(init_state, 0), replicated(mesh))
 
 
 def check_batches(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:

@@ -27,35 +27,22 @@ def top_fraction_mask(values: np.ndarray, fraction: float = 0.1) -> np.ndarray:
     return (values >= threshold) & (values > 0)
 
 
-def upsample(
-    maps_HWK: np.ndarray, size: tuple[int, int], stride: float, offset: float
+def lay_over(
+    maps_HWK: np.ndarray, image_size: tuple[int, int], scale: float, stride: int
 ) -> np.ndarray:
-    """Interpolates class maps to pixels (bilinear); returns float32 (height, width, K).
+    """Upsamples class maps to an image of (height, width), enlarged by `scale`: float32 (H, W, K).
 
-    Args:
-      maps_HWK: class maps, float.
-      size: height and width in pixels.
-      stride: pixels between the centers of adjacent cells.
-      offset: pixel at the center of the first cell. Beyond the outermost centers, the values of the
-        edge are repeated.
+    The interpolation is bilinear; beyond the outermost cells, the values of the edge are repeated.
+    With 3x3/2 poolings without padding, cells are `stride` pixels apart, and the center of the
+    first cell is pixel `stride - 1` of the image.
     """
-    positions = [(np.arange(pixels) - offset) / stride for pixels in size]
+    first = (stride - 0.5) * scale - 0.5  # pixel at the center of the first cell
+    sizes = (max(1, round(side * scale)) for side in image_size)
+    positions = [(np.arange(pixels) - first) / (stride * scale) for pixels in sizes]
     grid = np.meshgrid(*positions, indexing='ij')
     maps_KHW = np.moveaxis(maps_HWK.astype(np.float32), -1, 0)
     up = [ndimage.map_coordinates(map_HW, grid, order=1, mode='nearest') for map_HW in maps_KHW]
     return np.stack(up, axis=-1)
-
-
-def lay_over(
-    maps_HWK: np.ndarray, image_size: tuple[int, int], scale: float, stride: int
-) -> np.ndarray:
-    """Upsamples class maps to an image of (height, width), enlarged by `scale`.
-
-    With 3x3/2 poolings without padding, cells are `stride` pixels apart, and the center of the
-    first cell is pixel `stride - 1` of the image.
-    """
-    height, width = (max(1, round(side * scale)) for side in image_size)
-    return upsample(maps_HWK, (height, width), stride * scale, (stride - 0.5) * scale - 0.5)
 
 
 def evidence(maps_HWK: np.ndarray, sigma: float = 1.5) -> np.ndarray:

@@ -100,8 +100,6 @@ def _error_table(class_errors: dict[str, float]) -> str:
 
 def _curves(metrics: pathlib.Path, config: ConfigDict) -> str:
     """Plots training and test error, and the learning rate, over epochs; '' without metrics."""
-    if not metrics.exists():
-        return ''
     lines = read_lines(metrics)
     attempt = max((line['attempt'] for line in lines), default=0)
     lines = [line for line in lines if line['attempt'] == attempt]

@@ -61,9 +61,7 @@ def test_evaluation_goes_through_all_examples(resident, streamed, monkeypatch):
     assert [len(part) for part in streamed.eval.parts()] == [96, 96, 64]
     params = resident.init_state(0).params
     scores = [
-        loop.evaluate_split(
-            r, params, loop.eval_programs(r, loop.shapes(r.init_state(0)), Stopwatch()), Stopwatch()
-        )
+        loop.evaluate_split(r, params, loop.eval_programs(r, Stopwatch()), Stopwatch())
         for r in (resident, streamed)
     ]
     assert scores[0][1] == scores[1][1] and scores[0][0] == pytest.approx(scores[1][0], rel=1e-6)

@@ -43,19 +43,6 @@ PARAMETERS = {
 }
 
 
-def test_the_sums_by_hand():
-    assert list(PARAMETERS.values()) == [
-        966_986,
-        973_396,
-        973_396,
-        485_578,
-        971_156,
-        360_074,
-        360_074,
-        302_112,
-    ]
-
-
 def build(config: ConfigDict, classes: int = 10, size: int = 32, channels: int = 3) -> NIN:
     return NIN(
         layer_blocks(config, classes),

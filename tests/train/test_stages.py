@@ -34,7 +34,7 @@ def train_to(run, stops, state=None):
     """The states after each of `stops`, from `state` or the start, in calls that end there."""
     state = run.initial_state(0) if state is None else state
     step, states = int(state.step), []
-    calls = loop.Calls(run, state, Stopwatch())
+    calls = loop.Calls(run, int(state.attempt), Stopwatch())
     for stop in stops:
         while step < stop:
             end = min(step + run.plan.call_length(step), stop)
@@ -129,6 +129,6 @@ def test_floating_point_operations_of_a_stage():
 def test_freezing_saves_the_backward_pass():
     config = tiny_config()
     run = assemble(config)
-    calls = loop.Calls(run, run.initial_state(0), Stopwatch())
+    calls = loop.Calls(run, 0, Stopwatch())
     free, held = (calls.program(1, Stage(0, frozen)).cost_analysis()['flops'] for frozen in (0, 1))
     assert held < 0.6 * free

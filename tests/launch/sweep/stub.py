@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
             if stop:
                 return 75
             time.sleep(float(os.environ.get('STUB_STEP_S', '0.02')))
-            line = {'kind': 'eval', 'attempt': 0, 'epoch': step, 'step': step, 'error': error}
+            line = dict(kind='eval', attempt=0, epoch=step, step=step, loss=0.0, error=error)
             f.write(json.dumps(line) + '\n')
             f.flush()
     summary = {'status': 'done', 'final_error': error, 'step': STEPS, 'seconds': {'train': 0.1}}

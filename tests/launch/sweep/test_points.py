@@ -11,7 +11,7 @@ from launch import devices
 from launch.sweep import __main__ as entry
 from launch.sweep import points
 from nin_jax.config import flatten
-from nin_jax.data import cache, catalog
+from nin_jax.data import cache
 from nin_jax.errors import UserError
 from nin_jax.train.trainer import state_shapes
 from tests.helpers import ROOT, TINY_PAGE
@@ -91,7 +91,7 @@ def test_a_warmup_is_checked_with_the_images_that_a_trial_trains_on(monkeypatch)
     sweep = Sweep(config='experiments/configs/cifar10.py', points=(keys,))
     points.check(sweep)
     config = cli.load_config(sweep.config, points.flags(sweep, keys))
-    state_shapes(config, catalog.lookup('cifar10'))  # as in opening the finished run
+    state_shapes(config)  # as in opening the finished run
 
 
 @pytest.mark.parametrize(

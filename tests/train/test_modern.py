@@ -589,20 +589,20 @@ def test_ablate_trains_all_at_one_budget_and_prints_a_table(tmp_path, monkeypatc
 
     monkeypatch.setattr(seeds, 'run', run)
     budget = '--config.train.duration=1ep'
-    flags = [f'--workdir={tmp_path}', '--only=paper,fast,norm', '--seeds=2', budget]
+    flags = [f'--workdir={tmp_path}', '--only=paper,fast,norm', '--seeds=3', budget]
     assert ablate.main(flags) == 0
-    assert len(commands) == 6 and all(budget in c for c in commands)
-    assert ['--config.model.norm=none' in c for c in commands] == [False] * 4 + [True] * 2
+    assert len(commands) == 9 and all(budget in c for c in commands)
+    assert ['--config.model.norm=none' in c for c in commands] == [False] * 6 + [True] * 3
     page = (tmp_path / 'ablation.md').read_text()
     assert page in capsys.readouterr().out
     assert '10,000 images of `valid`; commit abc; 2 CPUs (x86_64), 0:12 per run' in page
-    # Student's t with one degree of freedom at 97.5 % is 12.706; the differences are 20 and 22.
+    # Student's t with two degrees of freedom at 97.5 % is 4.303; the differences are 20, 22, 24.
     assert page.splitlines()[-3:] == [
         '| paper | `experiments/configs/cifar10.py`, `train.duration=5.4ep`, '
         '`optim.drops=77% 88%` '
-        '| 0.065 | 90.00 ± 0.00 % (2 seeds) | +70.00 ± 0.00 |',
-        '| fast |  | 0.037 | 20.00 ± 0.00 % (2 seeds) |  |',
-        '| norm | `model.norm=none` | 0.037 | 41.00 ± 1.41 % (2 seeds) | +21.00 ± 12.71 |',
+        '| 0.065 | 90.00 ± 0.00 % (3 seeds) | +70.00 ± 0.00 |',
+        '| fast |  | 0.037 | 20.00 ± 0.00 % (3 seeds) |  |',
+        '| norm | `model.norm=none` | 0.037 | 42.00 ± 2.00 % (3 seeds) | +22.00 ± 4.97 |',
     ]
 
 

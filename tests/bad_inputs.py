@@ -61,7 +61,7 @@ COMMAND_LINE = [
     Case(MAIN, (f'--config={QUICKSTART}',), '--workdir'),
     Case(MAIN, (f'--config={QUICKSTART}', '--mode=eval'), '--workdir'),
     Case(MAIN, (f'--config={QUICKSTART}', '--workdir=~/x'), ("'~/x'", '$HOME')),
-    Case('launch.preflight', (f'--config={QUICKSTART}', '--price=v5=1'), ("'v5'", "'v5e'")),
+    Case('launch.preflight', (f'--config={QUICKSTART}', '--price=v5=1'), ("'v5'", "'v5p'")),
     Case(SEEDS, (f'--config={QUICKSTART}', '--workdir=~/x'), ("'~/x'", '$HOME')),
     Case(MAIN, ('--config=',), "'.'"),
     Case(MAIN, ('--config=nope.py',), "'nope.py'"),

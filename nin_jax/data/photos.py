@@ -8,9 +8,11 @@ random crop of `Dataset.image_shape`, a pure function of (seed, attempt, step). 
 center crop.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,28 +68,27 @@ class TfdsRecords:
         builder: Any = tfds.builder(
             f'{name}:{dataset.version}', data_dir=root, file_format='array_record'
         )
-        try:
+        with self._reading():
             self._source = builder.as_data_source(part)
-        except (OSError, ImportError):
-            raise
-        except Exception as e:  # array_record and TFDS raise many types on a damaged file
-            raise self._damaged(e) from e
         self.class_names = tuple(builder.info.features['label'].names)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def read(self, row: int) -> tuple[np.ndarray, int]:
-        try:
+        with self._reading():
             example = self._source[row]
-        except OSError:
-            raise
-        except Exception as e:
-            raise self._damaged(e) from e
         return example['image'], int(example['label'])
 
-    def _damaged(self, e: Exception) -> DataError:
-        return DataError(f"'{self._folder}' is damaged ({one_line(e)}): prepare it again")
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raises DataError for a damaged file, for which array_record and TFDS raise many types."""
+        try:
+            yield
+        except (OSError, ImportError):
+            raise
+        except Exception as e:
+            raise DataError(f"'{self._folder}' is damaged ({one_line(e)}): prepare it again") from e
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Data:
     def image_shape(self) -> tuple[int, int, int]:
         return self.train.image_shape
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """A digest of the images and labels of both splits; of files, of number and classes."""
         return self.train.fingerprint() + self.eval.fingerprint()

@@ -1,6 +1,7 @@
 """The interface of a split on the host, and a split in memory."""
 
 import dataclasses
+import functools
 import hashlib
 from typing import Protocol
 
@@ -97,6 +98,10 @@ class Arrays:
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of images and labels."""
+        return self._sha256
+
+    @functools.cached_property
+    def _sha256(self) -> str:
         sha = hashlib.sha256(np.ascontiguousarray(self.images).data)
         sha.update(np.ascontiguousarray(self.labels).data)
         return sha.hexdigest()

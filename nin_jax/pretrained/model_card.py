@@ -66,6 +66,14 @@ def _other_seeds(workdir: pathlib.Path, summary: dict) -> list[float]:
     return [error for seed, error in errors.items() if seed != summary['config']['seed']]
 
 
+def published(config: ConfigDict) -> ConfigDict:
+    """Returns a copy of the config without the paths and devices of this machine."""
+    config = config.copy_and_resolve_references()
+    config.data.dir, config.devices = '', 0
+    config.init.weights = pathlib.PurePath(config.init.weights).name
+    return config
+
+
 def text(
     trained: Trained, found: dict, programs: tuple[str, ...] = (), dtype: str = 'float32'
 ) -> str:
@@ -79,7 +87,7 @@ def text(
       programs: names of the release's programs, 'model.stablehlo' or 'model.onnx'.
       dtype: dtype of the stored kernels.
     """
-    config = trained.config
+    config = published(trained.config)
     height, width, channels = trained.image_shape
     classes, parameters = len(trained.class_names), count_parameters(trained.params)
     return f"""# Network In Network, {config.data.name}
@@ -127,7 +135,7 @@ it has any, are there too.{_activations(config)}
 ## Config
 
 ```
-{_settings(trained)}
+{_settings(config)}
 ```
 """
 
@@ -246,7 +254,7 @@ def _license(config: ConfigDict, found: dict) -> str:
     if found['status'] == 'imported':
         return "code Apache-2.0; the weights are the paper's authors'"
     if config.init.weights:
-        source = pathlib.PurePath(config.init.weights).name
+        source = config.init.weights
         return f"code Apache-2.0; the weights were fine-tuned from '{source}', whose terms apply"
     return "Apache-2.0 (code and weights; the training images have their own publishers' terms)"
 
@@ -256,8 +264,7 @@ def _shorten(names: tuple[str, ...], most: int = 10) -> str:
     return ', '.join(names[:most]) + more
 
 
-def _settings(trained: Trained) -> str:
+def _settings(config: ConfigDict) -> str:
     where = ('data.dir', 'devices', 'checkpoint.every', 'checkpoint.keep')
-    flat = flatten(trained.config)
-    flat['init.weights'] = pathlib.PurePath(flat['init.weights']).name  # no path of this machine
+    flat = flatten(config)
     return '\n'.join(f'{k} = {v!r}' for k, v in flat.items() if k not in where)

@@ -110,12 +110,7 @@ def write(
                 'recipe': trained.preprocess.recipe,
                 'gcn_scale': float(trained.preprocess.gcn_scale),
             },
-            'config': flat_config(trained.config)
-            | {
-                'data.dir': '',
-                'devices': 0,
-                'init.weights': pathlib.PurePath(trained.config.init.weights).name,
-            },
+            'config': flat_config(model_card.published(trained.config)),
             'provenance': provenance,
             'sha256': {name: file_sha256(temporary / name) for name in files},
         }

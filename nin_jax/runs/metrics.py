@@ -95,11 +95,8 @@ class Metrics:
     def train(self, step: int, loss: float, error: float) -> None:
         """Records a call that ended at `step`, with its mean loss and error."""
         seconds = self._clock.seconds['train']
-        rate = (
-            (step - self._last_step)
-            * self._plan.batch_size
-            / max(seconds - self._last_seconds, 1e-9)
-        )
+        images = (step - self._last_step) * self._plan.batch_size
+        rate = images / max(seconds - self._last_seconds, 1e-9)
         self._last_step, self._last_seconds = step, seconds
         self._write('train', step, loss=loss, error=error, images_per_s=round(rate, 1))
 
@@ -185,11 +182,8 @@ class Metrics:
             f'epoch {step / self._plan.steps_per_epoch:.2f}',
         ]
         if train:
-            left = (
-                (self._plan.total_steps - step)
-                * self._plan.batch_size
-                / max(train['images_per_s'], 1e-9)
-            )
+            images = (self._plan.total_steps - step) * self._plan.batch_size
+            left = images / max(train['images_per_s'], 1e-9)
             parts += [
                 f'loss {train["loss"]:.4f}',
                 f'train error {train["error"]:.2%}',
@@ -214,7 +208,7 @@ def read_lines(path: pathlib.Path) -> list[dict]:
 def check_line(line: dict) -> dict:
     """Returns the line; raises KeyError, TypeError or ValueError if a value is missing."""
     shown = {'train': ('loss', 'error', 'images_per_s'), 'eval': ('loss', 'error')}
-    for name in shown[line['kind']]:
+    for name in ('attempt', 'step', *shown[line['kind']]):
         float(line[name])
     return line
 

@@ -9,6 +9,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
@@ -156,3 +158,30 @@ def metrics(workdir: pathlib.Path, kind: str) -> list[dict]:
 
 def summary(workdir: pathlib.Path) -> dict:
     return json.loads((workdir / 'summary.json').read_text())
+
+
+def wait_until(
+    ready: Callable[[], object],
+    seconds: float = 60,
+    processes: Sequence[subprocess.Popen] = (),
+    said: Callable[[], str] = str,
+) -> None:
+    """Waits until `ready()` is true.
+
+    Args:
+      ready: the condition.
+      seconds: how long it may take.
+      processes: they must not end before.
+      said: what to show if the condition does not come true in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, f'not within {seconds} s: {said()}'
+        assert all(p.poll() is None for p in processes)
+        time.sleep(0.01)
+
+
+def has_metrics(workdir: pathlib.Path, lines: int = 1) -> bool:
+    """Whether a run has logged that many steps and evaluations."""
+    path = workdir / 'metrics.jsonl'
+    return path.exists() and path.read_text().count('\n') >= lines

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 
-from tests.helpers import ROOT, command
+from tests.helpers import ROOT, command, has_metrics, wait_until
 
 
 def free_port() -> int:
@@ -58,18 +58,10 @@ def finish(processes, timeout: float = 300) -> tuple[list[int], list[str], list[
 
 def wait_for_lines(workdir, count, processes):
     """Waits until the run has logged `count` steps and evaluations."""
-    path = workdir / 'metrics.jsonl'
-    _wait(lambda: path.exists() and path.read_text().count('\n') >= count, processes)
+    wait_until(lambda: has_metrics(workdir, count), 300, processes)
 
 
 def wait_for_checkpoint(workdir, processes):
     """Waits for a complete checkpoint, whose folder Orbax renames to the number of its step."""
     folder = workdir / 'checkpoints'
-    _wait(lambda: any(p.name.isdigit() for p in folder.glob('*')), processes)
-
-
-def _wait(ready, processes):
-    deadline = time.monotonic() + 300
-    while not ready():
-        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
-        time.sleep(0.005)
+    wait_until(lambda: any(p.name.isdigit() for p in folder.glob('*')), 300, processes)

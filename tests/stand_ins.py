@@ -1,10 +1,9 @@
-"""What the tests of launchers share: scripts on the PATH, and waiting for files."""
+"""Scripts on the PATH, for the tests of launchers."""
 
 import os
 import pathlib
 import shutil
 import sys
-import time
 
 BASH = shutil.which('bash') or 'bash'
 
@@ -18,10 +17,3 @@ def on_path(folder: pathlib.Path, **scripts: str) -> dict:
         (folder / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         (folder / 'python').chmod(0o755)
     return os.environ | {'PATH': f'{folder}:{os.environ["PATH"]}', 'OUT': str(folder)}
-
-
-def wait_for(*files: pathlib.Path) -> None:
-    end = time.monotonic() + 60
-    while not all(f.exists() for f in files):
-        assert time.monotonic() < end, f'{files} did not come'
-        time.sleep(0.01)

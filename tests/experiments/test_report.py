@@ -8,7 +8,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -22,10 +21,12 @@ from tests.helpers import (
     TINY_PAGE,
     Result,
     assert_refused,
+    has_metrics,
     run_main,
     run_module,
     run_process,
     summary,
+    wait_until,
 )
 
 RESULTS = ROOT / 'results'
@@ -301,10 +302,7 @@ def two_seeds(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('runs') / 'tiny'
     command = seeds(workdir, *TINY_RUN)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    path, deadline = workdir / 'seed0' / 'metrics.jsonl', time.monotonic() + 300
-    while not (path.exists() and path.stat().st_size):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: has_metrics(workdir / 'seed0'), 300, [process])
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=300)
     assert process.returncode == os.EX_TEMPFAIL

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from tests.helpers import ROOT, TINY_PAGE
-from tests.stand_ins import BASH, on_path, wait_for
+from tests.helpers import ROOT, TINY_PAGE, wait_until
+from tests.stand_ins import BASH, on_path
 
 NEW_BASH = subprocess.run([BASH, '-c', '((BASH_VERSINFO[0]*100+BASH_VERSINFO[1]>=501))']).returncode
 needs_new_bash = pytest.mark.skipif(NEW_BASH != 0, reason='local.sh needs bash 5.1')
@@ -59,7 +59,7 @@ def local(folder: pathlib.Path, *words: str, **environment: str) -> subprocess.P
 def test_local_hands_on_signals_once(tmp_path, asked):
     process = local(tmp_path, '2', '--config=a page', '--workdir=w')
     files = [tmp_path / f'flags{i}' for i in range(2)]
-    wait_for(*files)
+    wait_until(lambda: all(f.exists() for f in files))
     time.sleep(0.1)
     if asked == signal.SIGINT:
         os.killpg(process.pid, asked)  # as a terminal does at Ctrl-C

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.helpers import ROOT, TINY_PAGE, summary
-from tests.stand_ins import BASH, on_path, wait_for
+from tests.helpers import ROOT, TINY_PAGE, summary, wait_until
+from tests.stand_ins import BASH, on_path
 
 SCRIPT = ROOT / 'launch' / 'clusters' / 'slurm.sbatch'
 
@@ -109,7 +109,7 @@ def test_term_reaches_each_task_once(tmp_path):
     """SLURM signals the tasks' processes; a pre-empted job's shell gets a TERM as well."""
     process = sbatch(tmp_path, '75 75', sleep='yes')
     files = [tmp_path / f'{name}{i}' for name in ('wrapper', 'child') for i in range(2)]
-    wait_for(*files)
+    wait_until(lambda: all(f.exists() for f in files))
     process.terminate()
     time.sleep(0.3)
     assert process.poll() is None and not list(tmp_path.glob('stopped*'))
@@ -215,10 +215,7 @@ class Slurm:
         return file.read_text() if file.exists() else ''
 
     def until(self, what, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while not what():
-            assert time.monotonic() < end, self.said('squeue') + self.said('sinfo', '-l')
-            time.sleep(0.3)
+        wait_until(what, seconds, said=lambda: self.said('squeue') + self.said('sinfo', '-l'))
 
 
 def ports() -> list[int]:

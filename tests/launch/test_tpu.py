@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, wait_until
 from tests.stand_ins import BASH, on_path
 
 TPU = ROOT / 'launch' / 'tpu' / 'tpu.sh'
@@ -212,13 +212,6 @@ class Cloud:
     def logs(self) -> list[str]:
         files = [self.bucket.glob(f'logs/worker{i}/*.log') for i in range(2)]
         return [''.join(f.read_text() for f in sorted(each)) for each in files]
-
-
-def wait_until(what, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, f'it did not come true within {seconds} s'
-        time.sleep(0.05)
 
 
 def end_group(pid: int) -> None:

@@ -27,10 +27,12 @@ from tests.helpers import (
     assemble,
     assert_refused,
     command,
+    has_metrics,
     metrics,
     run_main,
     summary,
     tiny_config,
+    wait_until,
 )
 
 TIMING = ('images_per_s',)
@@ -183,10 +185,7 @@ def interrupt(workdir, sign, delay):
         stderr=subprocess.PIPE,
         text=True,
     )
-    path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 300
-    while not (path.exists() and path.stat().st_size) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: has_metrics(workdir), 300, [process])
     time.sleep(delay)
     process.send_signal(sign)
     out, err = process.communicate(timeout=300)

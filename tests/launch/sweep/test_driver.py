@@ -19,19 +19,12 @@ import sqlalchemy
 from launch.processes import ProcessGroup
 from launch.sweep import __main__ as entry
 from launch.sweep import attempts, flags, study
-from tests.helpers import ROOT, TINY_PAGE, metrics, run_process, summary
+from tests.helpers import ROOT, TINY_PAGE, metrics, run_process, summary, wait_until
 from tests.launch.sweep.server import Postgres, programs
 from tests.launch.sweep.stress import PROGRAM, children, kill, stress, write_sweep
 from tests.launch.sweep.stress import drive as stress_drive
 
 needs_postgres = pytest.mark.skipif(programs() is None, reason='apt-get install postgresql')
-
-
-def wait_until(true, timeout=60.0):
-    end = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < end, 'it did not come about'
-        time.sleep(0.05)
 
 
 def every(folder, url=None):

@@ -48,6 +48,7 @@ FAST = {
         '--config.optim.bias_lr=1.0',
         '--config.optim.last_layer_lr=1.0',
     ),
+    'weight_decay': ('--config.optim.weight_decay=0.0001',),
     'image_sizes': ('--config.train.image_sizes=',),
     'freeze': ('--config.train.freeze=',),
     # A fifth as many steps. The paper's 128 is not a multiple of train.microbatch.

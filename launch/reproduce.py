@@ -46,7 +46,7 @@ PRESETS: dict[str, tuple[Experiment, ...]] = {
         Experiment('cifar10_fast', 'cifar10:fast', 5),
         Experiment('cifar100_fast', 'cifar100:fast', 3),
         Experiment('mnist_fast', 'mnist:fast', 5),
-        Experiment('claims', 'ablations:fast', 3),
+        Experiment('claims', 'ablations:fast', 3),  # what the claims are compared with
         *(Experiment(f'claims_{arm}', f'ablations:{arm},fast', 3) for arm in CLAIMS),
         Experiment('cifar10_modern', 'cifar10:modern', 1),
         Experiment('cifar100_modern', 'cifar100:modern', 1),

@@ -15,7 +15,8 @@ variant      changes                                          paper's test error
 :plain       no random crops or flips, for :fast              not reported
 :one_size    images of one size and fewer epochs, for :fast:  not reported
              the network to compare :fc,fast with
-:fast        one of the above with the recipe of _fast.py, as in `ablations.py:linear,fast`
+:fast        one of the above with the recipe of _fast.py, as in `ablations.py:linear,fast`;
+             alone, the network to compare these with, except :fc,fast
 :smoke       smoke test: four steps on 512 images
 
 "The other parts of the model remain the same" (section 4.6), so dropout after the first two blocks

@@ -165,6 +165,7 @@ def wait_until(
     seconds: float = 60,
     processes: Sequence[subprocess.Popen] = (),
     said: Callable[[], str] = str,
+    pause_s: float = 0.01,
 ) -> None:
     """Waits until `ready()` is true.
 
@@ -173,12 +174,13 @@ def wait_until(
       seconds: how long it may take.
       processes: they must not end before.
       said: what to show if the condition does not come true in time.
+      pause_s: seconds between two checks; more if a check starts processes.
     """
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, f'not within {seconds} s: {said()}'
         assert all(p.poll() is None for p in processes)
-        time.sleep(0.01)
+        time.sleep(pause_s)
 
 
 def has_metrics(workdir: pathlib.Path, lines: int = 1) -> bool:

@@ -6,8 +6,8 @@ variant      changes                                            paper's test err
              no augmentation                                    10.41 %
 :aug         random crops with 4 pixels of padding, flips       8.81 %
 :nodropout   no dropout                                         14.51 %
-:fast        the recipe of _fast.py with more weight decay,  not reported
-             a shorter warmup, a higher learning rate
+:fast        the recipe of _fast.py with more weight decay,     not reported
+             a shorter warmup and a higher learning rate
 :modern      the recipe of _modern.py, 20 epochs                not reported
 :smoke       smoke test: four steps on 512 images
 

@@ -215,7 +215,10 @@ class Slurm:
         return file.read_text() if file.exists() else ''
 
     def until(self, what, seconds: float) -> None:
-        wait_until(what, seconds, said=lambda: self.said('squeue') + self.said('sinfo', '-l'))
+        def queue() -> str:
+            return self.said('squeue') + self.said('sinfo', '-l')
+
+        wait_until(what, seconds, said=queue, pause_s=0.3)
 
 
 def ports() -> list[int]:

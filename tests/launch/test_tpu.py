@@ -299,7 +299,7 @@ def test_nothing_starts_without_the_bucket(ready, how):
 @pytest.mark.parametrize('status', [0, 2])
 def test_the_log_outlives_the_vms(ready, status):
     assert ready('run', 'python', 'count.py', 'mild', '1', str(status)).returncode == 0
-    wait_until(lambda: ready.statuses() == [f'exit {status}'] * 2)
+    wait_until(lambda: ready.statuses() == [f'exit {status}'] * 2, 20)
     assert all(f'exit status {status}' in log for log in ready.logs())
     assert ready('delete').returncode == 0 and not ready.slice.exists()
     assert all('count.py mild 1' in log and 'the end' in log for log in ready.logs())
@@ -324,7 +324,7 @@ def test_delete_copies_the_log_of_a_running_command(ready):
 def test_stop_ends_the_command_and_its_children(ready, how, ends):
     assert ready('run', 'python', 'count.py', how, '999', '0').returncode == 0
     files = [ready.bucket / f'worker{i}' for i in range(2)]
-    wait_until(lambda: all(f.exists() for f in files) and ready.statuses() == ['running'] * 2)
+    wait_until(lambda: all(f.exists() for f in files) and ready.statuses() == ['running'] * 2, 20)
     refused = ready('run', 'true')
     assert refused.returncode == 1 and refused.stderr.count('a command is running') == 2
     done = ready('stop', NIN_STOP_SECONDS='2' if how == 'stubborn' else '20')

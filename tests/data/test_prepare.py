@@ -1,13 +1,11 @@
 """Preparing TFDS datasets: from archives, damaged archives, and downloads from a local server."""
 
-import contextlib
 import functools
 import hashlib
 import http.server
 import io
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -28,6 +26,7 @@ from nin_jax.data.prepare import prepare
 from nin_jax.data.tfds_without_tf import tfds_without_tensorflow
 from nin_jax.errors import DataError, UserError
 from tests.conftest import write_svhn_archives
+from tests.pairs import free_port
 
 REPO = Path(__file__).parents[2]
 
@@ -311,16 +310,10 @@ def test_fetch_failures_leave_nothing(server, tmp_path, page, sha256, sentence, 
     assert _Server.requests == requests
 
 
-def refused_port() -> int:
-    with contextlib.closing(socket.socket()) as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
-
-
 def test_fetch_from_a_closed_port(tmp_path, monkeypatch):
     monkeypatch.setenv('NO_PROXY', '127.0.0.1')
     with pytest.raises(DataError, match=r'cannot download .* \(ConnectionError\)'):
-        archives_lib.fetch(f'http://127.0.0.1:{refused_port()}/data', tmp_path / 'x', SHA256, 17)
+        archives_lib.fetch(f'http://127.0.0.1:{free_port()}/data', tmp_path / 'x', SHA256, 17)
 
 
 def test_downloaded_archives_are_prepared_and_kept(server, tmp_path, monkeypatch, svhn_archives):
@@ -363,7 +356,7 @@ def test_without_a_network_the_tries_end_within_ten_seconds(tmp_path, monkeypatc
 
 
 def test_no_network_is_one_sentence(tmp_path):
-    proxy = f'http://127.0.0.1:{refused_port()}'
+    proxy = f'http://127.0.0.1:{free_port()}'
     done = run_entry(
         'cifar10', f'--data_dir={tmp_path}', HTTPS_PROXY=proxy, https_proxy=proxy, NO_PROXY=''
     )

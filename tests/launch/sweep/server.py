@@ -4,9 +4,10 @@ import contextlib
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import tempfile
+
+from tests.pairs import free_port
 
 
 def programs() -> pathlib.Path | None:
@@ -29,9 +30,7 @@ class Postgres:
         if os.geteuid() == 0:
             self.as_user = ['runuser', '-u', 'postgres', '--']
             subprocess.run(['chown', 'postgres', self.folder], check=True)
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            self.port = s.getsockname()[1]
+        self.port = free_port()
         words = ['-D', self.folder / 'data', '-U', 'sweeper', '-E', 'UTF8', '-A', 'trust']
         if self.password:
             file = self.folder / 'password'

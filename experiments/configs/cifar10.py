@@ -17,9 +17,9 @@ hundredth of the learning rate. Two things differ. Dropout scales the kept activ
 as in the authors' Caffe model; that of their cuda-convnet layer is `model.dropout_mode='convnet'`.
 And every epoch has a new order of the images. The paper does not give the schedule of the augmented
 run; here it is the same. Measured errors are in RESULTS.md.
-Cost: 102,000 steps, 17 PFLOP: about a day on two CPU cores. :modern takes 10,000
-steps, 0.73 PFLOP, and gets 5.98 % (one seed, test-time augmentation); :fast takes 2,700 steps,
-0.20 PFLOP, and gets 10.1 % (mean of five seeds).
+Cost: 102,000 steps, 17 PFLOP: about a day on two CPU cores. :modern takes 10,000 steps, 0.73 PFLOP,
+and gets 5.98 % (one seed, test-time augmentation). :fast takes 2,700 steps, 0.20 PFLOP, and gets
+10.09 % (mean of five seeds).
 Needs `python -m experiments.prepare cifar10`.
 """
 

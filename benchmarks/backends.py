@@ -140,7 +140,7 @@ def ours(network: str, dtype: str, batch_size: int, steps: int) -> Backend:
 
     def random_examples(side: int) -> Examples:
         image_key, label_key = jax.random.split(jax.random.key(0))
-        return Examples(
+        return Examples.of(
             jax.random.normal(image_key, (count, side, side, channels)),
             jax.random.randint(label_key, (count,), 0, classes),
         )

@@ -42,7 +42,7 @@ def measure(name: str, replicas: int, steps: int, rounds: int) -> tuple[float, f
     """Returns median replica-steps per second: (sequential, vmapped)."""
     setup, init_state = network(name)
     rng = np.random.default_rng(0)
-    examples = Examples(
+    examples = Examples.of(
         jnp.asarray(rng.normal(size=(steps * 64, 28, 28, 1)), jnp.float32),
         jnp.asarray(rng.integers(0, 10, steps * 64), jnp.int32),
     )

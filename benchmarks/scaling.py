@@ -100,7 +100,7 @@ def synthetic_run(network: str, batch_size: int, images: int, devices: int, **ov
     rng = np.random.default_rng(0)
     here = NamedSharding(mesh, PartitionSpec())
     examples = jax.device_put(
-        Examples(
+        Examples.of(
             rng.normal(size=(images, size, size, channels)).astype(np.float32),
             rng.integers(0, classes, images).astype(np.int32),
         ),

@@ -74,7 +74,7 @@ def measured_flops_per_s(steps: int = 4) -> float:
     plan = make_plan(config, images, short_calls=True)
     setup, init_state = make_setup(config, plan, mesh, (32, 32, 3), 10)
     pixels = np.random.default_rng(0).normal(size=(images, 32, 32, 3)).astype(np.float32)
-    examples, state = Examples(pixels, np.zeros(images, np.int32)), init_state(0)
+    examples, state = Examples.of(pixels, np.zeros(images, np.int32)), init_state(0)
     seconds = 0.0
     for _ in range(2):  # the first call compiles
         start = time.perf_counter()

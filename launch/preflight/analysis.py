@@ -229,23 +229,22 @@ class DoesNotFit(UserError):
 
 
 def abstract_examples(config: ConfigDict, images: int) -> Examples:
-    """Returns the shapes of a split on the device; whitened images are float32."""
-    shape = lookup(config.data.name).image_shape
-    dtype = jnp.float32 if config.preprocess.recipe in PRECOMPUTED else jnp.uint8
-    return Examples(
-        jax.ShapeDtypeStruct((images, *shape), dtype), jax.ShapeDtypeStruct((images,), jnp.int32)
-    )
+    """Returns the shapes of a split on the device."""
+    return jax.eval_shape(Examples.of, *abstract_images(config, images))
 
 
 def abstract_batches(config: ConfigDict, setup: Setup, plan: Plan) -> Batch:
     """Returns the shapes of the batches that a stream transfers for one call."""
-    one = abstract_examples(config, config.train.batch_size)
+    images, labels = abstract_images(config, plan.steps_per_call, config.train.batch_size)
     sharding = NamedSharding(setup.mesh, PartitionSpec(None, 'data'))
-    parts = (
-        jax.ShapeDtypeStruct((plan.steps_per_call, *part.shape), part.dtype)
-        for part in (one.images, one.labels, one.labels)
-    )
-    return shapes(Batch(*parts), sharding)
+    return shapes(Batch(images, labels, labels), sharding)
+
+
+def abstract_images(config: ConfigDict, *leading: int) -> tuple[Any, Any]:
+    """Returns the shapes of images and labels; whitened images are float32."""
+    dtype = jnp.float32 if config.preprocess.recipe in PRECOMPUTED else jnp.uint8
+    shape = (*leading, *lookup(config.data.name).image_shape)
+    return jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(leading, jnp.int32)
 
 
 def abstract_preprocess(config: ConfigDict) -> Preprocess:

@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from nin_jax.data.sources import Source
+from nin_jax.devices import shapes
 from nin_jax.distributed import place
 from nin_jax.errors import UserError
 
@@ -33,20 +34,36 @@ EVAL_BATCHES = 16  # most batches of a stream that are evaluated in one dispatch
 class Examples:
     """A split on the device, or its shapes (to compile a program).
 
+    An image is a row of a matrix. In an array of images, a TPU pads the channels to 128, or takes
+    the batch as the last axis and copies all images to select some of them.
+
     Attributes:
-      images: images_NHWC, uint8 or preprocessed float32.
+      pixels: pixels_ND, uint8 or preprocessed float32, with D = H * W * C.
       labels: labels_N, int32.
+      image_shape: (H, W, C).
     """
 
-    images: Any
+    pixels: Any
     labels: Any
+    image_shape: tuple[int, int, int] = dataclasses.field(metadata={'static': True})
+
+    @classmethod
+    def of(cls, images_NHWC: Any, labels_N: Any) -> 'Examples':
+        """Returns the examples with these images, without a copy."""
+        return cls(images_NHWC.reshape(len(images_NHWC), -1), labels_N, images_NHWC.shape[1:])
+
+    @property
+    def images(self) -> Any:
+        """images_NHWC."""
+        return self.pixels.reshape(-1, *self.image_shape)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices_B: jax.Array) -> 'Batch':
         """Selects the batch with the examples at `indices_B`."""
-        return Batch(self.images[indices_B], self.labels[indices_B], indices_B)
+        images_BHWC = self.pixels[indices_B].reshape(-1, *self.image_shape)
+        return Batch(images_BHWC, self.labels[indices_B], indices_B)
 
 
 @jax.tree_util.register_dataclass
@@ -252,11 +269,12 @@ class Stream:
             return self.source.take(np.arange(part * size, min((part + 1) * size, count)), None)
 
         for images, labels in self._read_ahead(read, 0, -(-count // size), size):
-            yield place(Examples(images, labels), self._sharding())
+            yield place(Examples.of(images, labels), self._sharding())
 
     def part_shapes(self) -> list[Examples]:
         sizes = (self._part_size, len(self) % self._part_size)
-        return [Examples(*self._shapes(self._sharding(), size)) for size in sizes if size]
+        parts = [self._shapes(self._sharding(), size) for size in sizes if size]
+        return [shapes(jax.eval_shape(Examples.of, *part), self._sharding()) for part in parts]
 
     @property
     def _part_size(self) -> int:

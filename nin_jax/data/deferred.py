@@ -3,6 +3,8 @@
 ZCA of all of CIFAR-10 takes seconds, but the first call of a run needs only a few hundred images.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -14,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nin_jax.data.batches import Examples, HostOrder
 from nin_jax.data.preprocess import Preprocess
 from nin_jax.data.sources import Arrays
-from nin_jax.devices import replicated
+from nin_jax.devices import replicated, shapes
 from nin_jax.distributed import place
 
 ROWS = 256  # images per call of the preprocessing
@@ -42,9 +44,10 @@ class Deferred:
         self._preprocess, self._mesh = preprocess, mesh
         self._seed, self._batch_size = seed, batch_size
         self._images = arrays.images
-        self._labels = place(arrays.labels, replicated(mesh))
-        shape = self._shapes.images
-        self._done = jax.jit(partial(jnp.zeros, shape.shape), out_shardings=shape.sharding)()
+        shape = (len(arrays), math.prod(arrays.image_shape))
+        zeros_ND = jax.jit(partial(jnp.zeros, shape), out_shardings=replicated(mesh))()
+        labels_N = place(arrays.labels, replicated(mesh))
+        self._done = Examples(zeros_ND, labels_N, arrays.image_shape)
         self._missing_N = np.ones(len(arrays), bool)
 
     def __len__(self) -> int:
@@ -60,26 +63,19 @@ class Deferred:
             if self._missing_N.any():
                 positions = np.arange(start * self._batch_size, step * self._batch_size)
                 self._complete(order(positions))
-            return Examples(self._done, self._labels)
+            return self._done
 
         return examples
 
     def feed_shapes(self, num_steps: int) -> Examples:
-        return self._shapes
+        return shapes(self._done, replicated(self._mesh))
 
     def parts(self) -> list[Examples]:
         self._complete(np.arange(len(self)))
-        return [Examples(self._done, self._labels)]
+        return [self._done]
 
     def part_shapes(self) -> list[Examples]:
-        return [self._shapes]
-
-    @property
-    def _shapes(self) -> Examples:
-        images = jax.ShapeDtypeStruct(
-            self._images.shape, jnp.float32, sharding=replicated(self._mesh)
-        )
-        return Examples(images, self._labels)
+        return [self.feed_shapes(1)]
 
     def _complete(self, rows: np.ndarray) -> None:
         """Preprocesses the images of these rows that are still missing."""
@@ -91,21 +87,22 @@ class Deferred:
             part_R = np.pad(part_R, (0, size - len(part_R)), mode='edge')  # one program for all
             images_RHWC = place(self._images[part_R], split)
             part_R = place(part_R, replicated(self._mesh))
-            self._done = preprocess_rows(
-                self._done, images_RHWC, part_R, self._preprocess, mesh=self._mesh
+            pixels_ND = preprocess_rows(
+                self._done.pixels, images_RHWC, part_R, self._preprocess, mesh=self._mesh
             )
+            self._done = dataclasses.replace(self._done, pixels=pixels_ND)
         self._missing_N[rows] = False
 
 
-@partial(jax.jit, donate_argnames='done_NHWC', static_argnames='mesh')
+@partial(jax.jit, donate_argnames='done_ND', static_argnames='mesh')
 def preprocess_rows(
-    done_NHWC: jax.Array,
+    done_ND: jax.Array,
     images_RHWC: jax.Array,
     rows_R: jax.Array,
     preprocess: Preprocess,
     *,
     mesh: jax.sharding.Mesh,
 ) -> jax.Array:
-    """Writes preprocessed images_RHWC to the rows_R of done_NHWC, which is donated."""
+    """Writes preprocessed images_RHWC to the rows_R of done_ND, which is donated."""
     x_RHWC = jax.lax.with_sharding_constraint(preprocess(images_RHWC), replicated(mesh))
-    return done_NHWC.at[rows_R].set(x_RHWC)
+    return done_ND.at[rows_R].set(x_RHWC.reshape(len(rows_R), -1))

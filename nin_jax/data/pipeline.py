@@ -182,7 +182,7 @@ def place_split(
     arrays: Arrays = source.load()
     if once:
         return Deferred(arrays, placed, mesh, seed, batch_size)
-    return Resident(distributed.place(Examples(arrays.images, arrays.labels), replicated(mesh)))
+    return Resident(distributed.place(Examples.of(arrays.images, arrays.labels), replicated(mesh)))
 
 
 def check_side(source: Source, side: int) -> None:

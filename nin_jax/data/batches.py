@@ -49,7 +49,7 @@ class Examples:
 
     @classmethod
     def of(cls, images_NHWC: Any, labels_N: Any) -> 'Examples':
-        """Returns the examples with these images, without a copy."""
+        """Returns the examples with these images, flattened."""
         return cls(images_NHWC.reshape(len(images_NHWC), -1), labels_N, images_NHWC.shape[1:])
 
     @property

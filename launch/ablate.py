@@ -41,7 +41,7 @@ FAST = {
     'flip': ('--config.augment.flip=False', '--config.augment.alternate_flips=False'),
     'alternate_flips': ('--config.augment.alternate_flips=False',),
     'label_smoothing': ('--config.augment.label_smoothing=0.0',),
-    'schedule': ('--config.optim.schedule=drops', DROPS),
+    'schedule': ('--config.optim.schedule=drops', DROPS, '--config.optim.warmup=0%'),
     # Nesterov momentum with the same learning rate for all layers; Muon's rates do not transfer.
     'rule': (
         '--config.optim.rule=nesterov',

@@ -121,7 +121,7 @@ def default_config() -> ConfigDict:
     config.optim.backbone_lr = 1.0  # times lr, for all other layers; 0 freezes them
     # At `drops`, or on a 'plateau' of training error, or 'cosine', 'one_cycle'; see schedules.py.
     config.optim.schedule = 'drops'
-    config.optim.warmup = '0%'  # duration of the increase to lr in 'cosine' and 'one_cycle'
+    config.optim.warmup = '0%'  # duration of the linear increase to lr, in every schedule
     config.optim.drops = '200ep 230ep'  # times of the drops; 'plateau' uses only their number
     config.optim.drop_factor = 0.1
     config.optim.plateau_patience = 10  # epochs without improvement of the training error

@@ -50,6 +50,18 @@ def test_only_the_images_of_the_call(arrays, fitted, first_step):
         np.testing.assert_array_equal(examples.labels, arrays.labels)
 
 
+def test_orders_are_computed_before_the_first_call(arrays, fitted, monkeypatch):
+    feed = deferred(arrays, fitted).feed(0, 17)
+
+    def too_late(*args):
+        raise AssertionError('an order was computed between calls')
+
+    monkeypatch.setattr('nin_jax.data.batches.epoch_order', too_late)
+    for _ in range(2 * IMAGES // 64 + 1):  # from step 17 to the third epoch
+        examples = feed(2)
+    np.testing.assert_allclose(examples.images, np.asarray(fitted(arrays.images)), atol=1e-5)
+
+
 def test_evaluation_preprocesses_all(arrays, fitted):
     split = deferred(arrays, fitted)
     split.feed(0, 0)(1)

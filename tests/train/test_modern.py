@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli
 from launch import ablate, seeds
-from nin_jax.config import block, default_config, flatten, validate
+from nin_jax.config import CHOICES, block, default_config, flatten, validate
 from nin_jax.data import augment
 from nin_jax.errors import CheckpointError, ConfigError
 from nin_jax.files import read_json, write_json
@@ -28,7 +28,7 @@ from nin_jax.plan import make_plan
 from nin_jax.runs import workdir
 from nin_jax.runs.checkpoint import Checkpoints, digest
 from nin_jax.train.optimizer import make_optimizer
-from nin_jax.train.schedules import rise_and_fall
+from nin_jax.train.schedules import schedule
 from nin_jax.train.step import apply, cross_entropy, evaluate, loss_and_gradient, train_steps
 from tests.helpers import ROOT, assemble, load_page, plan_of, tiny_config
 
@@ -302,21 +302,35 @@ def test_without_a_switch_labels_stay_labels():
 # ---- schedules, rules, averages -------------------------------------------------------------
 
 
-def test_cosine_and_one_cycle_values():
-    cosine, line = (rise_and_fall(name, 0.4, 10, 110) for name in ('cosine', 'one_cycle'))
-    for schedule in (cosine, line):
-        rates = [float(schedule(s)) for s in range(110)]
-        assert rates[0] == pytest.approx(0.4 / 11)
-        assert np.argmax(rates) == 10 and rates[10] == pytest.approx(0.4)
-        np.testing.assert_allclose(np.diff(rates[:11]), (0.4 - rates[0]) / 10, rtol=1e-4)
-        assert rates[109] > 0 and float(schedule(110)) == pytest.approx(0, abs=1e-7)
-    for step in (35, 60, 85):
+def rates_of(name: str, steps: int, **plan) -> list[float]:
+    """The learning rates of a schedule with lr=0.4, up to its last step and one more."""
+    config = default_config().optim
+    config.schedule, config.lr = name, 0.4
+    rate = schedule(config, plan_of(total_steps=steps, **plan))
+    return [float(rate(step)) for step in range(steps + 1)]
+
+
+@pytest.mark.parametrize('name', CHOICES['optim.schedule'])
+def test_every_schedule_rises_for_the_warmup(name):
+    rates = rates_of(name, 110, warmup=10, drops=(30, 50))
+    assert rates[0] == pytest.approx(0.4 / 11)
+    assert np.argmax(rates) == 10 and rates[10] == pytest.approx(0.4)
+    np.testing.assert_allclose(np.diff(rates[:11]), (0.4 - rates[0]) / 10, rtol=1e-4)
+    assert rates_of(name, 110, drops=(30, 50))[0] == pytest.approx(0.4)
+
+
+def test_what_schedules_do_after_the_warmup():
+    warm = dict(warmup=10, drops=(30, 50))
+    cosine, line = (rates_of(name, 110, **warm) for name in ('cosine', 'one_cycle'))
+    for step in (35, 60, 85, 110):
         done = (step - 10) / 100
-        assert float(cosine(step)) == pytest.approx(0.2 * (1 + np.cos(np.pi * done)), rel=1e-5)
-        assert float(line(step)) == pytest.approx(0.4 * (1 - done), rel=1e-5)
-    assert float(rise_and_fall('cosine', 0.4, 0, 100)(0)) == pytest.approx(0.4)
-    warmup_only = rise_and_fall('one_cycle', 0.4, 10, 10)
-    assert [float(warmup_only(step)) for step in (10, 11)] == pytest.approx([0.4, 0])
+        half = 0.2 * (1 + np.cos(np.pi * done))
+        assert cosine[step] == pytest.approx(half, rel=1e-5, abs=1e-7)
+        assert line[step] == pytest.approx(0.4 * (1 - done), rel=1e-5, abs=1e-7)
+    drops = rates_of('drops', 110, **warm)
+    assert drops[10:] == pytest.approx([0.4] * 20 + [0.04] * 20 + [0.004] * 61)
+    assert rates_of('plateau', 110, **warm)[10:] == pytest.approx([0.4] * 101)
+    assert rates_of('one_cycle', 10, warmup=10)[10] == pytest.approx(0.4)
 
 
 def test_warmup_is_a_duration_no_longer_than_the_run():

@@ -10,8 +10,7 @@ variant      changes                                          paper's test error
 Trains on 598,388 images. The 6,000 held-out images (per class, 400 from train and 200 from extra)
 are for hyperparameter selection only: `--config.data.eval=valid`. Layers and learning rates are the
 authors' (cuda-convnet NIN/svhn_def, NIN/svhn_params). They did not publish a schedule, so the
-schedule is ours. Local contrast normalization treats each
-of the three channels separately.
+schedule is ours. Local contrast normalization treats each of the three channels separately.
 Cost: 84,000 steps, 18 PFLOP; :modern 108,000 steps, 12 PFLOP.
 Needs `python -m experiments.prepare svhn_cropped`.
 """

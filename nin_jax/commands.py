@@ -160,18 +160,19 @@ def dry_run(config: ConfigDict) -> int:
         for stage, _, _ in plan.stages()
     }
     programs['evaluation'], *_ = loop.eval_programs(trainer, clock).values()
+    width = max(map(len, programs))
     for name, program in programs.items():
         memory: Any = program.memory_analysis()
         print(
-            f'{name:16}  {memory.argument_size_in_bytes / 2**20:8,.1f} MiB of arguments  '
+            f'{name:{width}}  {memory.argument_size_in_bytes / 2**20:8,.1f} MiB of arguments  '
             f'{memory.temp_size_in_bytes / 2**20:8,.1f} MiB of temporaries'
         )
-    drops = [step for step in plan.drops if step < plan.total_steps]
+    drops = [f'step {step:,}' for step in plan.drops if step < plan.total_steps]
     drops = drops if config.optim.schedule == 'drops' else []
     print(
         f'compiled in {clock.seconds["compile"]:.1f} s; a run makes {plan.total_steps:,} steps '
-        f'of {trainer.setup.batch_size} images in calls of {plan.steps_per_call}, drops the '
-        f'learning rate at {", ".join(map(str, drops)) or "no step"}'
+        f'of {trainer.setup.batch_size} images in calls of {plan.steps_per_call}'
+        + (f' and drops the learning rate at {" and ".join(drops)}' if drops else '')
     )
     return 0
 

@@ -143,3 +143,12 @@ def test_full_disk_is_refused_and_can_be_tried_again(tmp_path):
 def test_description_of_the_network(page, words):
     out = run_main('--mode=describe', page=f'experiments/configs/{page}').stdout
     assert all(word in out for word in words), out
+
+
+def test_dry_run_compiles_every_stage():
+    flags = ['--config.train.image_sizes=14@50%', '--config.optim.drops=50%']
+    out = run_main('--mode=dryrun', *flags).stdout
+    names = [line.split('  ')[0].strip() for line in out.splitlines()]
+    assert names[:3] == ['training, 14x14', 'training', 'evaluation'], out
+    assert 'drops the learning rate at step' in out
+    assert 'drops' not in run_main('--mode=dryrun', '--config.optim.schedule=cosine', *flags).stdout

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from nin_jax.config import flatten
+from nin_jax.config import check_key, flatten
 from nin_jax.errors import EXIT_USAGE, UserError, did_you_mean, from_os_error, from_runtime_error
 from nin_jax.files import is_url
 
@@ -200,8 +200,7 @@ def check_config_keys(argv: list[str]) -> None:
         return
     known = flatten(load_config(values[0]))
     for key in overrides:
-        if key not in known:
-            raise UserError(f"unknown key '{key}'" + did_you_mean(key, known))
+        check_key(key, known)
 
 
 def load_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -7,7 +7,7 @@ overrides, so `--config.train.batch_size=256` changes everything that is derived
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -331,6 +331,12 @@ def validate(config: ConfigDict) -> None:
             )
 
 
+def check_key(key: str, known: Collection[str]) -> None:
+    """Raises ConfigError, with the closest known key, for an unknown one."""
+    if key not in known:
+        raise ConfigError(f"unknown key '{key}'{did_you_mean(key, known)}")
+
+
 def _check_keys(config: ConfigDict) -> None:
     """Raises ConfigError unless the config has the keys of `default_config`, with their types."""
     known = {k: v for k, v in flatten(default_config()).items() if not k.startswith('model.blocks')}
@@ -339,8 +345,7 @@ def _check_keys(config: ConfigDict) -> None:
     for name in names or {'mlpconv1'}:
         known |= {f'model.blocks.{name}.{field}': value for field, value in row.items()}
     for key in flat:
-        if key not in known:
-            raise ConfigError(f"unknown key '{key}'{did_you_mean(key, known)}")
+        check_key(key, known)
     for key, default in known.items():
         if key not in flat:
             start = 'block(...)' if key.startswith('model.blocks') else 'default_config()'

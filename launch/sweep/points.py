@@ -64,8 +64,7 @@ def check(sweep: Sweep) -> None:
                 f"'{key}' is set by the sweep: it trains on '{SPLITS['data.train']}' and scores on "
                 f"'{SPLITS['data.eval']}', so leave it out"
             )
-        if key not in known:
-            raise UserError(f"unknown key '{key}'" + did_you_mean(key, known))
+        config.check_key(key, known)
         if key in sweep.fixed and (key in sweep.space or any(key in p for p in sweep.points)):
             raise UserError(f"'{key}' is both fixed and searched: remove one")
     for key, axis in sweep.space.items():

@@ -48,8 +48,10 @@ def schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
             after = optax.piecewise_constant_schedule(lr, factors)
         case 'cosine':
             after = optax.cosine_decay_schedule(lr, rest)
-        case _:
+        case 'one_cycle':
             after = optax.linear_schedule(lr, 0.0, rest)
+        case unknown:
+            raise KeyError(unknown)
     if not warmup:
         return after
     rise = optax.linear_schedule(lr / (warmup + 1), lr, warmup)  # the first step is above 0

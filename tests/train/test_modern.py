@@ -303,11 +303,11 @@ def test_without_a_switch_labels_stay_labels():
 
 
 def rates_of(name: str, steps: int, **plan) -> list[float]:
-    """The learning rates of a schedule with lr=0.4, up to its last step and one more."""
+    """The learning rates of a run of `steps` with lr=0.4, and of two steps after it."""
     config = default_config().optim
     config.schedule, config.lr = name, 0.4
     rate = schedule(config, plan_of(total_steps=steps, **plan))
-    return [float(rate(step)) for step in range(steps + 1)]
+    return [float(rate(step)) for step in range(steps + 2)]
 
 
 @pytest.mark.parametrize('name', CHOICES['optim.schedule'])
@@ -327,10 +327,13 @@ def test_what_schedules_do_after_the_warmup():
         half = 0.2 * (1 + np.cos(np.pi * done))
         assert cosine[step] == pytest.approx(half, rel=1e-5, abs=1e-7)
         assert line[step] == pytest.approx(0.4 * (1 - done), rel=1e-5, abs=1e-7)
+    assert cosine[109] > 0 and line[109] > 0
     drops = rates_of('drops', 110, **warm)
-    assert drops[10:] == pytest.approx([0.4] * 20 + [0.04] * 20 + [0.004] * 61)
-    assert rates_of('plateau', 110, **warm)[10:] == pytest.approx([0.4] * 101)
-    assert rates_of('one_cycle', 10, warmup=10)[10] == pytest.approx(0.4)
+    assert drops[10:] == pytest.approx([0.4] * 20 + [0.04] * 20 + [0.004] * 62)
+    assert rates_of('plateau', 110, **warm)[10:] == pytest.approx([0.4] * 102)
+    assert rates_of('one_cycle', 10, warmup=10)[10:] == pytest.approx([0.4, 0])
+    with pytest.raises(KeyError, match='linear'):
+        rates_of('linear', 110)
 
 
 def test_warmup_is_a_duration_no_longer_than_the_run():
